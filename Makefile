@@ -1,0 +1,45 @@
+# make install · demo · test · check · bench. Needs Python 3.11 or newer, make, and a package index that pip reaches.
+
+# The default index serves a build of torch with CUDA (several GB). For the CPU build give PyTorch's index of CPU wheels, whose
+# address stands on PyTorch's own "Get started" page:  make install TORCH_INDEX=<address of the CPU index>
+TORCH_INDEX ?=
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test check bench clean
+.DELETE_ON_ERROR:
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "edgecompress needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Give another one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	  echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0 || $(call no_index,torch==2.13.0)
+	$(BIN)/python -m pip install --quiet -e '.[tflite,dev]' || $(call no_index,the package and its extras)
+	@touch $@
+
+no_index = { echo "pip could not install $(1): see its message above. It needs a package index (network, or a mirror in pip's configuration) and about 3 GB of disk." >&2; exit 1; }
+
+demo: $(STAMP)
+	$(BIN)/edgecompress run profiles/studies/quickstart.yaml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -n 2 -m "not heavy and not sshd"
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,101 @@
+"""The agent's verbs: `python3 -I agent.pyz VERB …`, one JSON value on standard output, exit status 0.
+
+hello ROOT            → Hello
+have ROOT             standard input: a list of SHA-256; → the list of those whose blob is here and whole
+start ROOT JOB_ID     → Status; runs ROOT/jobs/JOB_ID/job.json in the background
+status ROOT JOB_ID    → Status
+cancel ROOT JOB_ID    → Status
+clean ROOT JOB_ID     → {"removed": bool}
+prune ROOT DAYS       → {"removed": how many files and jobs, "bytes": of them}
+
+What cannot be done is {"error": a sentence}, exit status 1. `_work` and `_probe` are the agent's own processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Tuple
+
+from edgecompress_agent import bundle_path, store, supervisor, wire
+from edgecompress_agent.errors import AgentError
+
+
+def _hello(base: Path) -> wire.Hello:
+    from edgecompress_agent.probe import hello  # `status` runs beside a measurement: it loads no more than it needs
+
+    return hello(base)
+
+
+def _have(base: Path) -> List[str]:
+    try:
+        wanted = json.loads(sys.stdin.buffer.read())
+    except ValueError as error:
+        raise AgentError(f"have: standard input is not JSON: {error}") from None
+    if not isinstance(wanted, list) or not all(isinstance(w, str) for w in wanted):
+        raise AgentError("have: standard input must be a list of SHA-256")
+    return store.have(base, wanted)
+
+
+def _prune(base: Path, days: str) -> Dict[str, int]:
+    try:
+        number = float(days)
+    except ValueError:
+        raise AgentError(f"prune: {days!r} is not a number of days") from None
+    removed, freed = store.prune(base, number, keep=bundle_path.path())
+    return {"removed": removed, "bytes": freed}
+
+
+def _work(base: Path, job_id: str) -> None:
+    from edgecompress_agent.worker import work
+
+    work(base, job_id)
+
+
+_VERBS: Dict[str, Tuple[int, Callable[..., Any]]] = {
+    "hello": (0, _hello),
+    "have": (0, _have),
+    "start": (1, supervisor.start),
+    "status": (1, supervisor.status),
+    "cancel": (1, supervisor.cancel),
+    "clean": (1, lambda base, job_id: {"removed": store.clean(base, job_id)}),
+    "prune": (1, _prune),
+    "_work": (1, _work),
+}
+"""Verb → (number of arguments after ROOT, function)."""
+
+
+def _answer(arguments: List[str]) -> Any:
+    if arguments[:1] == ["_probe"] and len(arguments) == 2:
+        from edgecompress_agent.probe import here
+
+        return here(arguments[1])
+    verb, *rest = arguments or [""]
+    if verb not in _VERBS or len(rest) != 1 + _VERBS[verb][0]:
+        raise AgentError(f"usage: VERB ROOT …, with the verbs {', '.join(v for v in _VERBS if v[0] != '_')}")
+    return _VERBS[verb][1](store.root(rest[0]), *rest[1:])
+
+
+def main() -> int:
+    """Answer one verb. The agent keeps standard output for itself and gives everyone else (the banner of an engine, written
+    by C code to descriptor 1) standard error in its place."""
+    protocol = os.dup(1)
+    os.dup2(2, 1)
+    os.umask(0o077)
+    status = 0
+    try:
+        bundle_path.path()
+        answer = _answer(sys.argv[1:])
+    except (AgentError, wire.WireError, OSError) as error:
+        if sys.argv[1:2] == ["_work"]:
+            raise  # the worker's own hook makes a failed result of it
+        answer, status = {"error": str(error)}, 1
+    with os.fdopen(protocol, "wb") as out:
+        out.write(wire.encode(answer) + b"\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""What this board has: Python, engines, conditions. Every engine's import is tried in a process of its own, because a
+wheel that does not suit the CPU ends it by a signal."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Optional, Tuple
+
+from edgecompress_agent import bundle_path, conditions, engines, wire
+from edgecompress_agent.errors import AgentError
+from edgecompress_agent.supervisor import last_line, signal_sentence
+
+_IMPORT_S = 120.0
+"""TensorFlow from an SD card is that slow."""
+
+
+def hello(base: Path) -> wire.Hello:
+    """The answer to `hello`. Makes the agent's directories."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        numpy, *found = pool.map(_probe, ("numpy", *wire.ENGINES))
+    writable, free_bytes = _room(base)
+    return wire.Hello(
+        agent_sha256=bundle_path.sha256(),
+        python=platform.python_version(),
+        machine=platform.machine(),
+        numpy=numpy.version,
+        engines=dict(zip(wire.ENGINES, found)),
+        conditions=conditions.read("hello"),
+        writable=writable,
+        free_bytes=free_bytes,
+    )
+
+
+def here(name: str) -> wire.EngineFound:
+    """Import an engine, or numpy itself, in this process: the part that may not survive."""
+    try:
+        numpy = engines.import_library("numpy")
+        if name == "numpy":
+            return wire.EngineFound(version=str(numpy.__version__), package="numpy")
+        found: wire.EngineFound = engines.find(name).found()
+    except AgentError as error:
+        return wire.EngineFound(version=None, reason=str(error))
+    return found
+
+
+def _probe(name: str) -> wire.EngineFound:
+    try:
+        done = subprocess.run(
+            bundle_path.command("_probe", name),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=_IMPORT_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return wire.EngineFound(version=None, reason=f"its import takes longer than {_IMPORT_S:g} s")
+    said = last_line(done.stderr.decode("utf-8", "replace"))
+    if done.returncode < 0:
+        return wire.EngineFound(version=None, reason=f"its import is ended by {signal_sentence(-done.returncode)}")
+    if done.returncode > 0:
+        return wire.EngineFound(version=None, reason=f"its import ends with exit status {done.returncode}: {said}")
+    return wire.decode(wire.EngineFound, done.stdout)
+
+
+def _room(base: Path) -> Tuple[bool, Optional[int]]:
+    """(whether the agent's directory takes files, free bytes there)."""
+    try:
+        for name in ("agent", "blobs", "jobs"):
+            (base / name).mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=os.fspath(base)) as file:
+            file.write(b"x")
+            file.flush()
+        return True, shutil.disk_usage(os.fspath(base)).free
+    except OSError:
+        return False, None

@@ -1,0 +1,230 @@
+"""The records that cross between host and board, and their JSON: what both sides import (stdlib only).
+
+Frozen dataclasses with units in their names; a tuple is a JSON list. `None` is "not measured" or "not readable".
+Every time is of the board's monotonic clock, in ns, except `started_unix_s`. What the other side sent is untrusted:
+`from_json` checks every type and refuses unknown or missing fields, and another protocol version, with `WireError`.
+The annotations are those that Python 3.8 can evaluate (`Tuple`, `Optional`), because `from_json` reads them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Dict, Optional, Tuple
+
+from edgecompress_agent.codec import WireError, decode, encode, from_json, to_json
+from edgecompress_agent.codec import need as _need
+
+__all__ = [
+    "ENGINES", "JOB_ID", "PROTOCOL", "SHA256",
+    "Blob", "Block", "Conditions", "EngineFound", "EngineInfo", "Hello", "Job", "Result", "Status", "TensorInfo",
+    "WireError", "decode", "encode", "from_json", "to_json",
+]  # fmt: skip
+
+PROTOCOL = 1
+ENGINES = ("onnxruntime", "litert")
+JOB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+"""A job's id is also its directory's name on the board."""
+SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A file under ROOT/blobs, where its name is its SHA-256. `name` is for messages only."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+    def __post_init__(self) -> None:
+        _need(bool(SHA256.match(self.sha256)), "Blob.sha256", "64 lower-case hexadecimal digits", self.sha256)
+        _need(self.bytes >= 0, "Blob.bytes", "0 or more", self.bytes)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement that is asked for.
+
+    images: a .npy of uint8 (N, H, W, C), raw pixels; None: seeded random inputs, nothing to score (profile of a file).
+    mean, std: per channel, applied as (x / 255 - mean) / std. Layout (NCHW, NHWC) and number type are the model's own.
+    cpus: CPUs to pin the worker to; None: no pinning. providers: ONNX Runtime's, in order; every one must be there.
+    warmup_s: inferences before the timing, kept as data. min_s: timed seconds over all `blocks`.
+    score: predict every image (the first `score_images` of them, when given) after the timing.
+    deadline_s: the worker is stopped so many seconds after it was started (waiting for the board does not count).
+    """
+
+    job_id: str
+    artifact: Blob
+    engine: str
+    providers: Tuple[str, ...] = ("CPUExecutionProvider",)
+    threads: int = 1
+    cpus: Optional[Tuple[int, ...]] = None
+    images: Optional[Blob] = None
+    mean: Tuple[float, ...] = ()
+    std: Tuple[float, ...] = ()
+    warmup_s: float = 1.0
+    min_s: float = 5.0
+    blocks: int = 5
+    score: bool = True
+    score_images: Optional[int] = None
+    sensor: str = "none"
+    sensor_options: Dict[str, Any] = field(default_factory=dict)
+    deadline_s: float = 1800.0
+    protocol: int = PROTOCOL
+
+    def __post_init__(self) -> None:
+        _need(bool(JOB_ID.match(self.job_id)), "Job.job_id", "letters, digits, '.', '_', '-'; at most 128", self.job_id)
+        _need(self.engine in ENGINES, "Job.engine", f"one of {', '.join(ENGINES)}", self.engine)
+        _need(len(self.providers) > 0, "Job.providers", "at least one", self.providers)
+        _need(self.threads >= 1, "Job.threads", "1 or more", self.threads)
+        _need(self.cpus is None or len(self.cpus) > 0, "Job.cpus", "None or at least one CPU", self.cpus)
+        _need(len(self.mean) == len(self.std), "Job.std", "as many values as mean", self.std)
+        _need(all(s > 0 for s in self.std), "Job.std", "positive values", self.std)
+        _need(self.warmup_s >= 0, "Job.warmup_s", "0 or more", self.warmup_s)
+        _need(self.min_s > 0, "Job.min_s", "more than 0", self.min_s)
+        _need(self.blocks >= 1, "Job.blocks", "1 or more", self.blocks)
+        _need(self.score_images is None or self.score_images >= 1, "Job.score_images", "1 or more", self.score_images)
+        _need(not self.score or self.images is not None, "Job.score", "False when there are no images", self.score)
+        _need(bool(JOB_ID.match(self.sensor)), "Job.sensor", "the name of a sensor", self.sensor)
+        _need(self.deadline_s > 0, "Job.deadline_s", "more than 0", self.deadline_s)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The board at one moment of a measurement. Anything that cannot be read there is None.
+
+    phase: "before" (nothing loaded yet), "warm" (after the warm-up), "after" (the last block has ended), or "hello".
+    governors, cpu_mhz: one per CPU. throttled: `vcgencmd get_throttled` (Raspberry Pi), hexadecimal; bits 0-3 now,
+    16-19 since boot. throttle_counts: the kernel's counters since boot. power_mode: nvpmodel's, or the ACPI profile.
+    cpu_busy_s: seconds that all CPUs together were not idle (or were taken by the hypervisor) since boot; worker_cpu_s: of
+    the process that reads this, all threads. What cpu_busy_s grew more than worker_cpu_s was taken by others.
+    """
+
+    phase: str
+    monotonic_ns: int
+    board: Optional[str]
+    cpu_model: Optional[str]
+    cpus_online: Optional[int]
+    machine: str
+    kernel: str
+    os: Optional[str]
+    python: str
+    governors: Optional[Tuple[str, ...]]
+    cpu_mhz: Optional[Tuple[float, ...]]
+    temperatures_c: Optional[Dict[str, float]]
+    throttled: Optional[str]
+    throttle_counts: Optional[Dict[str, int]]
+    load_1m: Optional[float]
+    mem_available_bytes: Optional[int]
+    swap_used_bytes: Optional[int]
+    power_mode: Optional[str]
+    cpu_busy_s: Optional[float] = None
+    worker_cpu_s: Optional[float] = None
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of the model as the engine tells it. shape: None where a dimension is free. scale, zero_point:
+    per-tensor quantisation (real = scale · (stored - zero_point)), None for a tensor that has none."""
+
+    name: str
+    shape: Tuple[Optional[int], ...]
+    dtype: str
+    scale: Optional[float] = None
+    zero_point: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What executed the artifact. package: the distribution that serves the engine (`litert`: ai_edge_litert, …)."""
+
+    name: str
+    package: str
+    version: str
+    numpy: str
+    providers: Tuple[str, ...]
+    threads: int
+    inputs: Tuple[TensorInfo, ...]
+    outputs: Tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Back-to-back inferences. latencies_ns: each one input set + run + outputs fetched, one image (one batch)."""
+
+    start_ns: int
+    latencies_ns: Tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer to a job, raw. status "failed": `reason` says why, and only what was known by then is filled in.
+
+    predictions: for each image the indices of the (at most) five largest outputs, best first, the lower index first
+    among equals; None: not scored. load_ns: engine session created from a file that the page cache holds.
+    first_inference_ns: the first one, not part of warmup_ns. peak_rss_bytes: the worker's, after the timing and before
+    the scoring. sensor_reason: why there is no power trace.
+    """
+
+    job_id: str
+    agent_sha256: str
+    status: str
+    reason: Optional[str] = None
+    engine: Optional[EngineInfo] = None
+    conditions: Tuple[Conditions, ...] = ()
+    warmup_ns: Tuple[int, ...] = ()
+    blocks: Tuple[Block, ...] = ()
+    predictions: Optional[Tuple[Tuple[int, ...], ...]] = None
+    load_ns: Optional[int] = None
+    first_inference_ns: Optional[int] = None
+    peak_rss_bytes: Optional[int] = None
+    sensor: str = "none"
+    sensor_reason: Optional[str] = None
+    started_unix_s: Optional[float] = None
+    warnings: Tuple[str, ...] = ()
+    protocol: int = PROTOCOL
+
+    def __post_init__(self) -> None:
+        _need(self.status in ("ok", "failed"), "Result.status", "ok or failed", self.status)
+        _need(self.status == "ok" or bool(self.reason), "Result.reason", "given when the status is failed", self.reason)
+
+
+@dataclass(frozen=True)
+class EngineFound:
+    """An engine as the board has it. version None: unusable, and `reason` says why (missing, broken, a signal)."""
+
+    version: Optional[str]
+    package: Optional[str] = None
+    reason: Optional[str] = None
+    providers: Tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The answer to `hello`. writable: ROOT can hold files; free_bytes: on its file system. numpy: version or None."""
+
+    agent_sha256: str
+    python: str
+    machine: str
+    numpy: Optional[str]
+    engines: Dict[str, EngineFound]
+    conditions: Conditions
+    writable: bool
+    free_bytes: Optional[int]
+    protocol: int = PROTOCOL
+
+
+@dataclass(frozen=True)
+class Status:
+    """The answer to `start`, `status` and `cancel`.
+
+    state: absent (no such job, or never started) | waiting (another job has the board) | running | done (a result is
+    there) | lost (started, but its supervisor is gone without a result; `log` has the end of its log).
+    fraction in [0, 1] and seconds_left: of the whole job, as far as they can be told.
+    """
+
+    state: str
+    phase: Optional[str] = None
+    fraction: Optional[float] = None
+    seconds_left: Optional[float] = None
+    log: Optional[str] = None

@@ -1,0 +1,180 @@
+"""The agent on a device: brought there once, named by its hash, and asked one thing at a time.
+
+Everything goes through `again`: when the link is lost, it connects again and repeats. Every verb of the agent may be
+asked twice, so nothing is lost and nothing is done twice by that.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from edgecompress_agent import wire
+
+from edgecompress.board import bundle
+from edgecompress.board.transport import DeviceError, LinkLost, Transport, command, on_device, open_transport, readable
+from edgecompress.errors import StepFailed, UserError
+from edgecompress.study import DeviceProfile
+
+T = TypeVar("T")
+Record = TypeVar("Record")
+
+OLDEST_PYTHON = (3, 8)
+VERB_S = 60.0
+_HELLO_S = 180.0
+"""The agent imports every engine once, each in a process of its own: tensorflow takes a minute on a slow card."""
+
+
+class Agent:
+    """root: its directory on the device, absolute. python: the interpreter there, a path or a name for its PATH.
+
+    notice: is told, in a few words, that the link is lost and tried again.
+    """
+
+    def __init__(self, profile: DeviceProfile, transport: Transport) -> None:
+        self.profile = profile
+        self.notice: Callable[[str], None] = lambda text: None
+        self._transport: Transport | None = transport
+        self._hello: wire.Hello | None = None
+        home = self.again(lambda t: t.home())
+        if not home.startswith("/") or not home.isprintable():
+            raise DeviceError(f"{profile.name}: says that its home directory is {readable(home, 80)!r}")
+        self.root = on_device(profile.workdir, home, where=profile.name)
+        self.python = self._interpreter(home)
+        self._data, self._sha256 = bundle.build()
+        self._path = f"{self.root}/agent/{self._sha256}.pyz"
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+
+    def hello(self) -> wire.Hello:
+        """What the device is and has: Python, engines, conditions. Brings the agent there first. Asked once a session.
+
+        UserError: no Python there that is new enough. StepFailed: anything else that keeps the agent from answering.
+        """
+        if self._hello is None:
+            try:
+                self.again(lambda t: self._put(t, force=False))
+                found = self.ask(wire.Hello, "hello", timeout_s=_HELLO_S)
+                whole = found.agent_sha256 == self._sha256
+            except DeviceError:
+                whole = False
+            if not whole:  # a file of this name may have been damaged since it was sent
+                self.again(lambda t: self._put(t, force=True))
+                found = self.ask(wire.Hello, "hello", timeout_s=_HELLO_S)
+                if found.agent_sha256 != self._sha256:
+                    raise DeviceError(f"{self.profile.name}: the agent there is not the one that was sent")
+            self._hello = found
+        return self._hello
+
+    def _interpreter(self, home: str) -> str:
+        python = self.profile.python
+        if python is not None:
+            return on_device(python, home, where=self.profile.name) if "/" in python else python
+        if self.profile.transport == "local":
+            return sys.executable
+        own = f"{self.root}/venv/bin/python"
+        return own if self.again(lambda t: t.exists(own)) else "python3"
+
+    def _put(self, transport: Transport, *, force: bool) -> None:
+        if force or not transport.exists(self._path):
+            transport.mkdirs(f"{self.root}/agent")
+            transport.put(self._data, self._path)
+
+    def ask(self, kind: type[Record], verb: str, *arguments: str, timeout_s: float = VERB_S) -> Record:
+        """The agent's answer to a verb as a record. DeviceError when it is not one; the rest as in `verb`."""
+        answer = self.verb(verb, *arguments, timeout_s=timeout_s)
+        try:
+            return wire.from_json(kind, answer)
+        except wire.WireError as error:
+            raise DeviceError(
+                f"{self.profile.name}: the agent's answer to {verb}: {readable(str(error), 500)}"
+            ) from None
+
+    def verb(self, verb: str, *arguments: str, stdin: bytes | None = None, timeout_s: float = VERB_S) -> Any:
+        """The JSON that the agent answers, from the last line of its output: a login shell may print before it.
+
+        DeviceError: the agent says that it cannot, or answers nothing of use. UserError: there is no fitting Python.
+        """
+        argv = [self.python, "-I", self._path, verb, self.root, *arguments]
+        done = self.again(lambda t: t.run(argv, stdin, timeout_s))
+        lines = done.stdout.decode("utf-8", errors="replace").strip().splitlines()
+        try:
+            answer = json.loads(lines[-1]) if lines else None
+        except (ValueError, RecursionError):
+            answer = None
+        if isinstance(answer, dict) and isinstance(answer.get("error"), str):
+            raise DeviceError(f"{self.profile.name}: {readable(answer['error'], 1000)}")
+        if done.status != 0 or answer is None:
+            self._check_python()
+            said = readable(done.stderr, 1000) or readable(done.stdout, 300) or "nothing"
+            raise DeviceError(
+                f"{self.profile.name}: the agent's {verb} ended with status {done.status} and said: {said}"
+            )
+        return answer
+
+    def _check_python(self) -> None:
+        """UserError when the interpreter is missing or too old, which the agent itself may be unable to say."""
+        program = "import sys; print('%d.%d' % tuple(sys.version_info[:2]))"
+        done = self.again(lambda t: t.run([self.python, "-c", program]))
+        version = done.stdout.decode("ascii", errors="replace").strip().rpartition("\n")[2]
+        try:
+            major, minor = (int(part) for part in version.split("."))
+        except ValueError:
+            said = readable(done.stderr, 300)
+            raise UserError(
+                f"no Python at {self.python!r} ({said})", where=self.profile.name, fix=self._python_hint()
+            ) from None
+        if (major, minor) < OLDEST_PYTHON:
+            what = f"{self.python} there is Python {major}.{minor}; the agent needs {OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]} or newer"
+            raise UserError(what, where=self.profile.name, fix=self._python_hint())
+
+    def setup_hint(self) -> str:
+        """What to do when the device lacks an engine."""
+        if self.profile.transport == "local":
+            return "Install it here: pip install 'edgecompress[tflite]'"
+        return f"Install it there: {command('setup', self.profile.name)}"
+
+    def _python_hint(self) -> str:
+        if self.profile.transport == "local":
+            return "Change python in the device profile, or leave it out."
+        return f"Install a Python ≥ 3.8 there or set python in the profile, then: {command('setup', self.profile.name)}"
+
+    def again(self, operation: Callable[[Transport], T]) -> T:
+        """Do something that may be done twice; connect again, with growing pauses, while the link is lost."""
+        lost_at: float | None = None
+        pause_s = 0.2
+        while True:
+            try:
+                if self._transport is None:
+                    self._transport = open_transport(self.profile)
+                return operation(self._transport)
+            except LinkLost as error:
+                self.close()
+                now = time.monotonic()
+                lost_at = now if lost_at is None else lost_at
+                left_s = lost_at + self.profile.reconnect_s - now
+                if left_s <= 0:
+                    tried = f"; tried again for {self.profile.reconnect_s:g} s" if self.profile.reconnect_s else ""
+                    raise StepFailed(f"{error}{tried}. What runs there goes on; run again to collect it.") from error
+                self.notice(f"link lost, connecting again for {left_s:.0f} s")
+                time.sleep(min(pause_s, left_s))
+                pause_s = min(pause_s * 2, 10.0)
+
+
+def open_agent(profile: DeviceProfile) -> Agent:
+    """Connect to a device. UserError: a person has to act first (host key, login). StepFailed: it does not answer."""
+    try:
+        transport = open_transport(profile)
+    except LinkLost as error:
+        raise StepFailed(f"{error}. Is it on, and are host and port right?") from None
+    try:
+        return Agent(profile, transport)
+    except BaseException:
+        transport.close()
+        raise

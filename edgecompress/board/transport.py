@@ -1,0 +1,106 @@
+"""What a session needs of a device: run a short command, move a file up or down. Nothing here knows what the agent does.
+
+Three ways to go wrong, three exceptions. `LinkLost`: the connection broke or stayed silent too long; the same operation may
+be repeated on a new one. `DeviceError`: the device answered, and the answer is no (disk full, not permitted) or nonsense.
+`UserError`: a person has to act (an unknown host key, no key that is accepted).
+
+What a device answers is untrusted: every output is bounded, every wait has a limit, and text from a device passes through
+`readable` before it reaches a terminal or a report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from edgecompress.errors import StepFailed, UserError
+
+if TYPE_CHECKING:
+    from edgecompress.study import DeviceProfile
+
+OUTPUT_LIMIT_BYTES = 16 * 2**20
+"""Of each of stdout and stderr of one command: far above what the agent ever prints."""
+
+FILE_LIMIT_BYTES = 512 * 2**20
+"""Of one file read from a device: a result with every latency of a day at 1 kHz fits."""
+
+
+class LinkLost(Exception):
+    """The link to a device broke, or nothing came through it within the limit. Whether the operation was done is unknown."""
+
+
+class DeviceError(StepFailed):
+    """The device answered, and what it answered ends the step: it cannot do it, or it breaks the protocol."""
+
+
+@dataclass(frozen=True)
+class Completed:
+    """A command that ended. status: its exit status; negative (minus the signal where that is known) if a signal ended it."""
+
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Transport(Protocol):
+    """One connection to one device. Remote paths are absolute, with '/'. Not for use from several threads at once."""
+
+    def home(self) -> str:
+        """The absolute path that `~` stands for on the device."""
+        ...
+
+    def run(self, argv: list[str], stdin: bytes | None = None, timeout_s: float = 60.0) -> Completed:
+        """Run a command to its end. LinkLost after `timeout_s`; DeviceError when it prints more than OUTPUT_LIMIT_BYTES."""
+        ...
+
+    def put(self, local: Path | bytes, remote: str) -> None:
+        """Write a file (readable by its owner only) under a temporary name beside `remote`, then rename it to `remote`."""
+        ...
+
+    def get(self, remote: str, limit_bytes: int = FILE_LIMIT_BYTES) -> bytes:
+        """The contents of a file. FileNotFoundError when there is none; DeviceError when it is larger than `limit_bytes`."""
+        ...
+
+    def exists(self, remote: str) -> bool: ...
+
+    def mkdirs(self, remote: str) -> None:
+        """Make a directory and its parents, private to their owner. Nothing happens when it is there."""
+        ...
+
+    def close(self) -> None:
+        """Idempotent; raises nothing."""
+        ...
+
+
+def open_transport(profile: DeviceProfile) -> Transport:
+    """Connect to the device of a profile. LinkLost: it cannot be reached. UserError: a person has to act first."""
+    if profile.transport == "local":
+        from edgecompress.board.local import LocalTransport
+
+        return LocalTransport(profile)
+    from edgecompress.board.ssh import SshTransport
+
+    return SshTransport(profile)
+
+
+def command(verb: str, device: str) -> str:
+    """What a person types to do something with a device. Its own file stands for a name that is not a shipped one's."""
+    return f"edgecompress device {verb} {device}   (or the profile's file in place of its name)"
+
+
+def on_device(path: str, home: str, *, where: str) -> str:
+    """A path of a device profile as an absolute path on the device: `~` and relative paths start at `home`."""
+    if path == "~" or path.startswith("~/"):
+        path = home.rstrip("/") + path[1:]
+    elif path.startswith("~"):
+        raise UserError(f"{path!r}: only one's own '~' is expanded", where=where, fix="Write the path in full.")
+    return path if path.startswith("/") else f"{home.rstrip('/')}/{path}"
+
+
+def readable(text: bytes | str, limit: int = 2000) -> str:
+    """Text from a device for a person: the last `limit` characters, control characters (terminal escapes) replaced by '?'."""
+    if isinstance(text, bytes):
+        text = text[-4 * limit :].decode("utf-8", errors="replace")
+    text = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text.replace("\r\n", "\n")).strip()
+    return text if len(text) <= limit else "…" + text[-limit:]

@@ -1,0 +1,39 @@
+"""The command line: parse, call one function, print. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Exit status: 0 done, 1 a step failed, 2 the request was wrong, 130 interrupted."""
+    from edgecompress.cli.parser import parse
+    from edgecompress.errors import StepFailed, UserError
+
+    arguments = parse(argv)
+    try:
+        status: int = arguments.verb(arguments)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        return _complain(f"edgecompress: {error}", 2, arguments.verbose)
+    except StepFailed as error:
+        return _complain(f"edgecompress: {error}", 1, arguments.verbose)
+    except KeyboardInterrupt:
+        hint = " What is done is kept; the same command goes on from there." if arguments.resumable else ""
+        return _complain(f"edgecompress: interrupted.{hint}", 130, arguments.verbose)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nothing more to say, also not at the interpreter's exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _complain(message: str, status: int, verbose: bool) -> int:
+    if verbose:
+        import traceback
+
+        traceback.print_exc()
+    print(message, file=sys.stderr)
+    return status

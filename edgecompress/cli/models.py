@@ -1,0 +1,197 @@
+"""The verbs about one model: compress, evaluate, export, methods."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import uuid
+from pathlib import Path
+
+from edgecompress.cli.bars import progress
+from edgecompress.cli.settings import data_spec, key_values, step
+from edgecompress.errors import UserError
+from edgecompress.records import Accuracy, to_json
+
+
+def _new_directory(path: Path) -> Path:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(
+            "is there already and not empty", where=str(path), fix="Choose another --out; nothing is overwritten."
+        )
+    return path
+
+
+def compress(arguments: argparse.Namespace) -> int:
+    from edgecompress.study import ModelSpec
+    from edgecompress.studyfile import validate
+
+    out = _new_directory(arguments.out)
+    model_values = {
+        "name": arguments.model,
+        "args": key_values(arguments.model_arg, "--model-arg"),
+        "width": arguments.width,
+        "weights": arguments.weights,
+    }
+    spec = validate(ModelSpec, model_values, where="--model", base=Path())
+    data = data_spec(arguments.data)
+    steps = tuple(step(text) for text in arguments.steps)
+    sys.path.insert(0, str(Path.cwd()))
+
+    from edgecompress import api
+    from edgecompress.data import load as datasets_load
+    from edgecompress.models import build
+    from edgecompress.models.checkpoint import save_model
+    from edgecompress.rundir import write_atomically
+
+    dataset = datasets_load(data, seed=arguments.seed)
+    model = build(spec, num_classes=dataset.num_classes, in_shape=dataset.in_shape, seed=arguments.seed)
+    with progress() as bars:
+        result = api.compress(model, list(steps), data=dataset, seed=arguments.seed, progress=bars)
+    save_model(out, result.model)
+    write_atomically(out / "report.json", json.dumps(to_json(result.report), indent=1) + "\n")
+    before, after = result.report.cost_before, result.report.cost_after
+    rows = [
+        ("parameters", f"{before.params:,}", f"{after.params:,}"),
+        ("non-zero parameters", f"{before.nonzero_params:,}", f"{after.nonzero_params:,}"),
+        ("MACs", f"{before.macs:,}", f"{after.macs:,}"),
+        ("MACs without zeros", f"{before.effective_macs:,}", f"{after.effective_macs:,}"),
+        ("top-1", _percent(result.report.accuracy_before), _percent(result.report.accuracy_after)),
+    ]
+    for name, was, now in [("", "before", "after"), *rows]:
+        print(f"{name:<20}{was:>16}{now:>16}")
+    print(out)
+    return 0
+
+
+def _percent(accuracy: Accuracy | None) -> str:
+    return "not scored" if accuracy is None else f"{100 * accuracy.top1:.2f} %"
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    from edgecompress import stats
+
+    what: Path = arguments.what
+    data = data_spec(arguments.data)
+    if what.is_dir():
+        from edgecompress.data import load as datasets_load
+        from edgecompress.evaluate import accuracy
+        from edgecompress.models.checkpoint import load_model
+
+        dataset = datasets_load(data, seed=arguments.seed)
+        sys.path.insert(0, str(Path.cwd()))
+        model = load_model(what)
+        with progress() as bars:
+            scored = accuracy(model, dataset, arguments.part, progress=bars)
+    elif what.suffix in (".onnx", ".tflite") and what.is_file():
+        scored = _score_file(what, arguments)
+    else:
+        raise UserError(
+            "neither a directory of a saved model nor an .onnx or .tflite file", where=str(what),
+            fix="Give what `edgecompress compress` or `edgecompress export` made.",
+        )  # fmt: skip
+    low, high = stats.wilson(round(scored.top1 * scored.images), scored.images)
+    if arguments.json:
+        print(json.dumps({**to_json(scored), "top1_low": low, "top1_high": high}))
+    else:
+        interval = f"95 % interval {100 * low:.2f} to {100 * high:.2f}"
+        print(f"top-1 {100 * scored.top1:.2f} % ({interval}), {scored.images:,} {scored.split} images")
+        if scored.top5 is not None:
+            print(f"top-5 {100 * scored.top5:.2f} %")
+    return 0
+
+
+def _score_file(artifact: Path, arguments: argparse.Namespace) -> Accuracy:
+    """Score an exported file by the agent on this machine."""
+    import tempfile
+
+    from edgecompress import measurement
+    from edgecompress.board.session import connect
+    from edgecompress.data import load as datasets_load
+    from edgecompress.errors import StepFailed
+    from edgecompress.study import MeasureSpec
+    from edgecompress.studyfile import read_device
+
+    dataset = datasets_load(data_spec(arguments.data), seed=arguments.seed)
+    part = measurement.part_of(dataset, arguments.part)
+    measure = MeasureSpec(warmup_s=0, min_s=0.01, blocks=2, score_on=arguments.part)
+    profile = read_device("local")
+    with tempfile.TemporaryDirectory(prefix="edgecompress-") as folder, progress() as bars:
+        images = Path(folder) / "images.npy"
+        measurement.write_images(part, len(part), images)
+        job, files = measurement.make_job(
+            uuid.uuid4().hex[:16],
+            artifact,
+            images,
+            normalisation=(dataset.mean, dataset.std),
+            profile=profile,
+            measure=measure,
+        )
+        with connect(profile) as session:
+            result = session.measure(job, files, progress=bars, label=f"scoring {artifact.name}")
+    if result.status != "ok":
+        raise StepFailed(f"{artifact}: {result.reason}")
+    return measurement.score(result.predictions or (), part.labels, arguments.part, dataset.num_classes)
+
+
+def export(arguments: argparse.Namespace) -> int:
+    from edgecompress.export.contract import check_installed, export_artifact
+    from edgecompress.studyfile import read_device
+
+    out = _new_directory(arguments.out)
+    data = data_spec(arguments.data)
+    for form in arguments.formats:
+        check_installed(form)
+    activations = arguments.activations or read_device("local").int8_activations
+
+    import tempfile
+
+    from edgecompress.data import load as datasets_load
+    from edgecompress.models.checkpoint import load_model
+    from edgecompress.rundir import write_atomically
+
+    dataset = datasets_load(data, seed=arguments.seed)
+    sys.path.insert(0, str(Path.cwd()))
+    model = load_model(arguments.model_dir)
+    out.mkdir(parents=True, exist_ok=True)
+    with progress() as bars, tempfile.TemporaryDirectory(prefix="edgecompress-") as cache:
+        for form in dict.fromkeys(arguments.formats):
+            artifact = export_artifact(
+                model, form, out, dataset=dataset, activation_type=activations, cache=Path(cache), progress=bars
+            )
+            write_atomically(out / f"{artifact.file}.json", json.dumps(to_json(artifact), indent=1) + "\n")
+            difference = f"largest difference from torch {artifact.parity.max_abs_diff:.2g}"
+            print(f"{out / artifact.file}  {artifact.file_bytes:,} bytes, {difference}")
+            for warning in artifact.warnings:
+                print(f"warning: {warning}", file=sys.stderr)
+    return 0
+
+
+def methods(arguments: argparse.Namespace) -> int:
+    import dataclasses
+    import inspect
+
+    from edgecompress import plugins
+    from edgecompress.compress.contract import full_params, method_names
+
+    if arguments.name is None:
+        for name in method_names():
+            module = plugins.find("edgecompress.compress", name, attribute="apply", kind="method")
+            print(f"{name:<16}{(inspect.getdoc(module) or '').splitlines()[0]}")
+        return 0
+    module = plugins.find("edgecompress.compress", arguments.name, attribute="apply", kind="method")
+    print(
+        f"{arguments.name}\n\n{inspect.getdoc(module)}\n\n{inspect.getdoc(module.Params)}\n\nParameters and defaults:"
+    )
+    required = {
+        f.name
+        for f in dataclasses.fields(module.Params)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    defaults = {} if required else full_params(arguments.name, {})
+    for field in dataclasses.fields(module.Params):
+        default = (
+            "required" if field.name in required else json.dumps(defaults[field.name]) if defaults else field.default
+        )
+        print(f"  {field.name} = {default}")
+    return 0

@@ -1,0 +1,152 @@
+"""The grammar of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edgecompress.version import __version__
+
+ACTIVATIONS = ("uint8", "uint8-reduced", "int8", "symmetric-int8")
+
+
+def _verb(module: str, name: str) -> Callable[[argparse.Namespace], int]:
+    def call(arguments: argparse.Namespace) -> int:
+        status: int = getattr(importlib.import_module(f"edgecompress.cli.{module}"), name)(arguments)
+        return status
+
+    return call
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="edgecompress",
+        description="From a trained CNN to accuracy, bytes, latency and joules per inference on a board, "
+        "for several ways of compressing it.",
+    )
+    parser.add_argument("--version", action="version", version=f"edgecompress {__version__}")
+    everywhere = argparse.ArgumentParser(add_help=False)
+    everywhere.add_argument("--verbose", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(
+        name: str, help_text: str, module: str, *, within: object = verbs, resumable: bool = False
+    ) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = within.add_parser(
+            name, help=help_text, description=help_text, parents=[everywhere]
+        )  # type: ignore[attr-defined]
+        sub.set_defaults(verb=_verb(module, name if within is verbs else f"device_{name}"), resumable=resumable)
+        return sub
+
+    run = verb(
+        "run",
+        "Run a study the whole way, from the model to the report. Resumes what is not done yet.",
+        "studies",
+        resumable=True,
+    )
+    run.add_argument("study", type=Path, metavar="STUDY.yaml")
+    run.add_argument("--out", type=Path, metavar="RUN_DIR", help="default: runs/<name of the study>")
+    run.add_argument(
+        "--device", action="append", metavar="NAME_OR_FILE", help="instead of the study's devices; may be repeated"
+    )
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="change a value of the study: measure.min_s=2",
+    )
+
+    report = verb("report", "Make the report of a run directory again, from its records alone.", "studies")
+    report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    report.add_argument("--format", help="html (default), md, csv or json", default="html")
+    report.add_argument(
+        "--out", type=Path, metavar="FILE", help="html: default RUN_DIR/report.html; the others: default stdout"
+    )
+
+    compress = verb("compress", "Compress one model by one or more steps, and save it.", "models")
+    compress.add_argument(
+        "--model", required=True, metavar="M", help="zoo name, torchvision:NAME, or package.module:callable"
+    )
+    compress.add_argument(
+        "--model-arg", action="append", default=[], metavar="KEY=VALUE", help="argument of the callable"
+    )
+    compress.add_argument("--width", type=float, help="multiplies the channels of a zoo model")
+    compress.add_argument(
+        "--weights", type=Path, metavar="FILE", help="checkpoint: .safetensors, or .pt read with weights_only"
+    )
+    _add_data(compress)
+    compress.add_argument(
+        "--step",
+        action="append",
+        required=True,
+        dest="steps",
+        metavar="METHOD[:k=v,...]",
+        help="in this order; may be repeated",
+    )
+    compress.add_argument("--seed", type=int, default=0)
+    compress.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+    evaluate = verb(
+        "evaluate", "Score a saved model (with torch) or an exported file (with its engine) on a dataset.", "models"
+    )
+    evaluate.add_argument("what", type=Path, metavar="DIR_OR_ARTIFACT")
+    _add_data(evaluate)
+    evaluate.add_argument("--part", choices=("test", "val"), default="test")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the split that makes val")
+    evaluate.add_argument("--json", action="store_true")
+
+    export = verb(
+        "export", "Export a saved model to one or more formats, checked against torch on real images.", "models"
+    )
+    export.add_argument("model_dir", type=Path, metavar="DIR")
+    export.add_argument(
+        "--format", action="append", required=True, dest="formats", metavar="FORMAT", help="may be repeated"
+    )
+    _add_data(export)
+    export.add_argument("--seed", type=int, default=0)
+    export.add_argument(
+        "--activations", choices=ACTIVATIONS, help="onnx-int8: activation type (default: the one of device local)"
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+    profile = verb("profile", "Measure any .onnx or .tflite file on a device, with random inputs.", "devices")
+    profile.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    profile.add_argument("--device", default="local", metavar="D")
+    profile.add_argument("--threads", type=int, default=1)
+    profile.add_argument("--warmup-s", type=float, default=1.0)
+    profile.add_argument("--min-s", type=float, default=5.0)
+    profile.add_argument("--blocks", type=int, default=5)
+    profile.add_argument(
+        "--json", action="store_true", help="print the raw result of the agent and the summary as JSON"
+    )
+
+    device = verbs.add_parser(
+        "device", help="List, check, pin and prepare devices.", description="List, check, pin and prepare devices."
+    )
+    actions = device.add_subparsers(metavar="ACTION", required=True)
+    verb("list", "The device profiles that come with edgecompress.", "devices", within=actions)
+    for name, text in (
+        ("doctor", "Check everything that a measurement on the device needs, and say how to mend what is missing."),
+        ("trust", "Show the SHA-256 fingerprint of the device's host key and pin it."),
+        ("setup", "Make a Python environment with the engines in the device's workdir."),
+    ):
+        action = verb(name, text, "devices", within=actions)
+        action.add_argument("device", metavar="D")
+        if name == "trust":
+            action.add_argument(
+                "--yes", action="store_true", help="pin without asking (compare the fingerprint yourself)"
+            )
+
+    methods = verb("methods", "List the compression methods, or describe one with its parameters.", "models")
+    methods.add_argument("name", nargs="?", metavar="NAME")
+    return parser.parse_args(argv)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", required=True, metavar="NAME[:k=v,...]", help="a dataset and its settings: npz:path=cifar10.npz"
+    )

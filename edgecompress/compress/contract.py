@@ -1,0 +1,137 @@
+"""What every compression method is given, and how its parameters are read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+from edgecompress import plugins
+from edgecompress.errors import UserError, near_misses
+from edgecompress.progress import SILENT, Progress
+from edgecompress.records import TrainRecord
+from edgecompress.study import ModelSpec, TrainSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from edgecompress.data import Dataset
+
+Loss = Callable[["nn.Module", "Tensor", "Tensor"], "Tensor"]
+"""(model, images float32 (N, C, H, W) normalised, labels int64 (N,)) → scalar loss."""
+
+
+FINETUNE_LR = 0.01
+"""Learning rate of a fine-tuning that names none: a tenth of a training's, for weights that are nearly right."""
+
+
+def _finetune_lr(value: Any) -> Any:
+    return {"lr": FINETUNE_LR, **value} if isinstance(value, dict) else value
+
+
+FineTune = Annotated[TrainSpec | None, BeforeValidator(_finetune_lr)]
+"""The training after a method has changed the weights: a TrainSpec whose `lr` is 0.01 unless given. None: no training."""
+
+
+def method_names() -> list[str]:
+    return plugins.names("edgecompress.compress", attribute="apply")
+
+
+def full_params(method: str, given: dict[str, Any], validation_context: Any = None) -> dict[str, Any]:
+    """All parameters of a method as plain JSON values: the given ones checked, the others at their defaults.
+
+    Raises ValueError with a readable message (unknown method, unknown key, wrong type or range).
+    """
+    return dict(
+        TypeAdapter(_params_type(method)).dump_python(parse_params(method, given, validation_context), mode="json")
+    )
+
+
+def parse_params(method: str, given: dict[str, Any], validation_context: Any = None) -> Any:
+    """The frozen `Params` of a method from plain values. ValueError as in `full_params`."""
+    kind = _params_type(method)
+    fields = [f.name for f in dataclasses.fields(kind)]
+    for key in given:
+        if key not in fields:
+            raise ValueError(f"method {method}: unknown key {key!r}. {near_misses(key, fields)}")
+    try:
+        return TypeAdapter(kind).validate_python(given, context=validation_context)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise ValueError("; ".join(f"method {method}: {_sentence(d)}" for d in details)) from None
+
+
+def _sentence(detail: Any) -> str:
+    key = ".".join(str(p) for p in detail["loc"] if not str(p).startswith("function-"))
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "missing":
+        return f"{key} is needed and missing"
+    return f"{key}: {message}" if key else message
+
+
+def _params_type(method: str) -> Any:
+    try:
+        return plugins.find("edgecompress.compress", method, attribute="apply", kind="method").Params
+    except UserError as error:
+        raise ValueError(str(error).replace("\n  ", ". ")) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a method may use.
+
+    data: the dataset (train and val parts only: a method never touches `data.test`), or None when the caller gave none.
+    teacher: the dense model that the recipe started from, frozen, in eval mode. seed: of every random choice of the step.
+    scratch: a directory of this step for checkpoints, so that a killed training resumes.
+    """
+
+    data: Dataset | None
+    seed: int
+    teacher: nn.Module
+    scratch: Path
+    progress: Progress = SILENT
+    trainings: list[TrainRecord] = dataclasses.field(default_factory=list)
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def need_data(self, method: str) -> Dataset:
+        """The dataset; UserError when the caller gave none."""
+        if self.data is None:
+            raise UserError(
+                f"method {method} with these parameters trains, and needs data", fix="Pass data=… (or --data)."
+            )
+        return self.data
+
+    def train(self, model: nn.Module, spec: TrainSpec, *, method: str, loss: Loss | None = None) -> None:
+        """Train `model` in place (masks held, interrupted runs resumed) and record it. loss: default cross-entropy."""
+        from edgecompress.train import fit
+
+        number = len(self.trainings)
+        record = fit(
+            model,
+            self.need_data(method),
+            spec,
+            loss=loss,
+            seed=self.seed + number,
+            checkpoints=self.scratch / f"training-{number}",
+            progress=self.progress,
+            label=f"{method} training",
+        )
+        self.trainings.append(record)
+
+    def build(self, spec: ModelSpec) -> nn.Module:
+        """A new network for the same data (a student), its weights loaded where the spec names a file."""
+        from edgecompress.models import build
+
+        data = self.need_data("build")
+        return build(spec, num_classes=data.num_classes, in_shape=data.in_shape, seed=self.seed)
+
+    def replaced_model(self, why: str) -> None:
+        """Say that the method returns another network than the one it was given (a student): earlier masks end there."""
+        self.notes["replaced_model"] = why
+
+    def note(self, key: str, value: Any) -> None:
+        """Add a plain JSON value to the step's record (a target that was met, a ratio per layer, …)."""
+        self.notes[key] = value

@@ -1,0 +1,308 @@
+"""The order of the stages: baseline, recipes, exports, measurements, report. The only module that knows it.
+
+A step is done when its record exists under its key; done steps are not repeated and nothing heavy is imported for them. A
+step that fails is recorded with its reason, what depends on it fails with it, and everything else goes on.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from edgecompress import data as datasets
+from edgecompress.errors import StepFailed, UserError
+from edgecompress.plan import ArtifactNode, ModelNode, Plan, Variant, make_plan
+from edgecompress.progress import SILENT, Progress
+from edgecompress.records import Artifact, Failure, Measurement, ModelRecord, TrainRecord
+from edgecompress.rundir import RunDir, content_key
+from edgecompress.study import DeviceProfile, Step, StudySpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgecompress.board.session import Session
+    from edgecompress.data import Dataset
+
+RecordT = TypeVar("RecordT")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to: where it lies, how many steps were done now, how many were done before, and what failed."""
+
+    run_dir: Path
+    done_now: int
+    done_before: int
+    failures: tuple[tuple[str, str], ...]
+
+
+def run(
+    study: StudySpec, devices: dict[str, DeviceProfile], run_dir: RunDir, *, command: str, progress: Progress = SILENT
+) -> Outcome:
+    """Do what of the study is not done yet in `run_dir`, and leave plan, records and failures there (the report is separate).
+
+    Raises UserError before anything is done when the request cannot be met (no such device, host key not pinned, weights of
+    another model, an extra that is not installed).
+    """
+    from edgecompress.board.bundle import build
+
+    agent_sha256 = build()[1]
+    plan = make_plan(study, devices, agent_sha256=agent_sha256)
+    with run_dir.locked():
+        return _Run(study, devices, run_dir, plan, progress).all(command)
+
+
+class _Run:
+    """One pass over a plan. Datasets, models and connections are opened when a step first needs them."""
+
+    def __init__(
+        self, study: StudySpec, devices: dict[str, DeviceProfile], run_dir: RunDir, plan: Plan, progress: Progress
+    ) -> None:
+        self.study, self.devices, self.dir, self.plan, self.progress = study, devices, run_dir, plan, progress
+        self._dataset: Dataset | None = None
+        self._sessions: dict[str, Session] = {}
+        self.done_now = self.done_before = 0
+        self.failed: dict[tuple[str, str], Failure] = {}
+
+    def all(self, command: str) -> Outcome:
+        self._check_before()
+        self.dir.write_json("plan.json", self.plan)
+        self.dir.write_json("run.json", _run_facts(command))
+        try:
+            for recipe, chain in self.plan.recipes.items():
+                for node in chain:
+                    self._model(recipe, node)
+            for artifact in self.plan.artifacts.values():
+                self._artifact(artifact)
+            for artifact in self.plan.artifacts.values():
+                self.dir.drop_scratch(f"export-{artifact.model}")
+            for variant in self.plan.variants:
+                self._measurement(variant)
+        finally:
+            for session in self._sessions.values():
+                session.close()
+        failures = tuple((f"{stage} {key}", failure.reason) for (stage, key), failure in self.failed.items())
+        return Outcome(self.dir.root, self.done_now, self.done_before, failures)
+
+    def _check_before(self) -> None:
+        """Find out what cannot work before hours are spent on what can: extras, and every device that is needed."""
+        from edgecompress.export.contract import check_installed
+
+        for node in self.plan.artifacts.values():
+            if self.dir.record("artifact", node.key, Artifact) is None:
+                check_installed(node.format)
+        for name in self.devices:
+            keys = [v.measurement for v in self.plan.variants if v.device == name]
+            if all(self.dir.record("measurement", key, Measurement) is not None for key in keys):
+                continue
+            try:
+                self._session(name)
+            except StepFailed as error:
+                fix = "Switch it on, or run the study without it for now: --device NAME names the devices to use."
+                raise UserError(str(error), where=f"device {name}", fix=fix) from error
+
+    # --- the steps -------------------------------------------------------------------------------------------------
+
+    def _step(
+        self,
+        stage: str,
+        key: str,
+        label: str,
+        kind: type[RecordT],
+        needs: tuple[tuple[str, str], ...],
+        make: Callable[[], RecordT],
+    ) -> None:
+        """Do one step unless its record is there; keep the reason when it fails."""
+        if self.dir.record(stage, key, kind) is not None:
+            self.done_before += 1
+            return
+        for need in needs:
+            if need in self.failed:
+                self._fail(stage, key, label, Failure(stage=self.failed[need].stage, reason=self.failed[need].reason))
+                return
+        self.progress.say(label)
+        try:
+            record = make()
+        except (StepFailed, UserError) as error:
+            if stage == "model" and not needs and isinstance(error, UserError):
+                raise  # the baseline itself cannot be: the request is wrong, nothing else can be done
+            self._fail(stage, key, label, Failure(stage=stage, reason=str(error)))
+        except Exception as error:  # noqa: BLE001 - one broken variant must not cost the others: kept, shown, exit status 1
+            reason = f"{type(error).__name__}: {error}"
+            self._fail(stage, key, label, Failure(stage=stage, reason=reason, traceback=traceback.format_exc()))
+        else:
+            self.dir.commit(stage, key, record)
+            self.dir.drop_scratch(key)
+            self.done_now += 1
+
+    def _fail(self, stage: str, key: str, label: str, failure: Failure) -> None:
+        self.dir.fail(stage, key, failure)
+        self.failed[stage, key] = failure
+        self.progress.say(f"{label}: failed: {failure.reason}")
+
+    def _model(self, recipe: str, node: ModelNode) -> None:
+        if ("model", node.key) in self.failed:
+            return
+        make = self._baseline if node.parent is None else self._recipe_step
+        needs = () if node.parent is None else (("model", node.parent),)
+        label = "baseline" if node.parent is None else f"{recipe}: {node.method}"
+        self._step("model", node.key, label, ModelRecord, needs, lambda: make(recipe, node))
+
+    def _baseline(self, recipe: str, node: ModelNode) -> ModelRecord:
+        from edgecompress.models import build
+        from edgecompress.train import fit
+
+        dataset = self._data()
+        model = build(
+            self.study.model, num_classes=dataset.num_classes, in_shape=dataset.in_shape, seed=self.study.seed
+        )
+        trainings: tuple[TrainRecord, ...] = ()
+        spec = self.study.trains_baseline
+        if spec is not None:
+            checkpoints, label = self.dir.scratch(node.key) / "training-0", "baseline training"
+            record = fit(
+                model, dataset, spec, seed=self.study.seed, checkpoints=checkpoints, progress=self.progress, label=label
+            )
+            trainings = (record,)
+        weights = self.study.model.weights
+        return self._save_model(node, model, trainings=trainings, weights=weights.name if weights else None, steps=())
+
+    def _recipe_step(self, recipe: str, node: ModelNode) -> ModelRecord:
+        from edgecompress.models.checkpoint import load_model
+        from edgecompress.recipe import run_steps
+
+        chain = self.plan.recipes[recipe]
+        parent = self.dir.record("model", str(node.parent), ModelRecord)
+        assert parent is not None and node.method is not None and node.params is not None
+        model = load_model(self.dir.path(parent.directory))
+        teacher = load_model(self.dir.path("files", "model", chain[0].key))
+        model, steps = run_steps(
+            model, (Step(method=node.method, params=node.params),), data=self._data(), seed=self.study.seed + chain.index(node),
+            scratch=self.dir.scratch(node.key), progress=self.progress, teacher=teacher,
+        )  # fmt: skip
+        return self._save_model(
+            node, model, trainings=parent.trainings, weights=parent.weights, steps=(*parent.steps, *steps)
+        )
+
+    def _save_model(self, node: ModelNode, model: nn.Module, **facts: Any) -> ModelRecord:
+        from edgecompress.cost import count
+        from edgecompress.evaluate import accuracy
+        from edgecompress.models.checkpoint import save_model
+
+        dataset = self._data()
+        scored = accuracy(model, dataset, "test", progress=self.progress)
+        cost = count(model, dataset.in_shape)
+        folder, _ = self.dir.make_folder("model", node.key, lambda folder: save_model(folder, model))
+        return ModelRecord(directory=str(folder.relative_to(self.dir.root)), cost=cost, accuracy=scored, **facts)
+
+    def _artifact(self, node: ArtifactNode) -> None:
+        label = f"export {node.format} of {self._recipes_of(node.model)}"
+        self._step("artifact", node.key, label, Artifact, (("model", node.model),), lambda: self._export(node))
+
+    def _export(self, node: ArtifactNode) -> Artifact:
+        from dataclasses import replace
+
+        from edgecompress.export.contract import export_artifact
+        from edgecompress.models.checkpoint import load_model
+
+        model = load_model(self.dir.path("files", "model", node.model))
+        profile_choice = node.activation_type or "int8"
+        folder, artifact = self.dir.make_folder(
+            "artifact", node.key,
+            lambda folder: export_artifact(
+                model, node.format, folder, dataset=self._data(), activation_type=profile_choice,
+                cache=self.dir.scratch(f"export-{node.model}"), progress=self.progress,
+            ),
+        )  # fmt: skip
+        return replace(artifact, file=str((folder / artifact.file).relative_to(self.dir.root)))
+
+    def _measurement(self, variant: Variant) -> None:
+        label = f"{variant.recipe} {variant.format} on {variant.device}"
+        needs = (("artifact", variant.artifact.key), ("model", variant.artifact.model))
+        self._step("measurement", variant.measurement, label, Measurement, needs, lambda: self._measure(variant, label))
+
+    def _measure(self, variant: Variant, label: str) -> Measurement:
+        from edgecompress_agent import wire
+
+        from edgecompress import measurement
+
+        artifact = self.dir.record("artifact", variant.artifact.key, Artifact)
+        assert artifact is not None
+        measure, dataset = self.study.measure, self._data()
+        job, files = measurement.make_job(
+            # The run's own random name is part of it: an old answer that a device still holds is never taken for this one.
+            content_key(variant.measurement, artifact.sha256, self.dir.run_id),
+            self.dir.path(artifact.file), self._images(),
+            normalisation=(dataset.mean, dataset.std), profile=self.devices[variant.device], measure=measure,
+        )  # fmt: skip
+        started = time.monotonic()
+        result = self._session(variant.device).measure(job, files, progress=self.progress, label=label)
+        if result.status != "ok":
+            raise StepFailed(result.reason or "the agent gave no reason")
+        accuracy = None
+        if job.score:
+            part = measurement.part_of(dataset, measure.score_on)
+            accuracy = measurement.score(result.predictions or (), part.labels, measure.score_on, dataset.num_classes)
+        return Measurement(
+            device=variant.device, job=wire.to_json(job), result=wire.to_json(result), accuracy=accuracy,
+            seconds=time.monotonic() - started,
+        )  # fmt: skip
+
+    # --- what steps share ------------------------------------------------------------------------------------------
+
+    def _data(self) -> Dataset:
+        if self._dataset is None:
+            self._dataset = datasets.load(self.study.data, seed=self.study.seed)
+            self.dir.write_json("data.json", self._dataset.record())
+        return self._dataset
+
+    def _images(self) -> Path:
+        """The images that devices are given: those to score on, or, unscored, some of the validation part for the timing."""
+        from edgecompress import measurement
+
+        measure = self.study.measure
+        name = "val" if measure.score_on == "none" else measure.score_on
+        part = measurement.part_of(self._data(), name)
+        limit = 256 if measure.score_on == "none" else measure.score_images
+        count = min(len(part), limit or len(part))
+        key = content_key("images", self.plan.data_key, name, count)
+        path = self.dir.path("files", "images", key, f"{name}.npy")
+        if not path.exists():
+            self.dir.make_folder(
+                "images", key, lambda folder: measurement.write_images(part, count, folder / path.name)
+            )
+        return path
+
+    def _session(self, device: str) -> Session:
+        if device not in self._sessions:
+            from edgecompress.board.session import connect
+
+            self._sessions[device] = connect(self.devices[device])
+        return self._sessions[device]
+
+    def _recipes_of(self, model_key: str) -> str:
+        return ", ".join(name for name, chain in self.plan.recipes.items() if chain[-1].key == model_key)
+
+
+def _run_facts(command: str) -> dict[str, Any]:
+    """About this run, for the report: when, by which command, with which versions."""
+    import platform
+
+    from edgecompress.plan import versions
+    from edgecompress.version import __version__
+
+    tools = versions(
+        "torch", "torchvision", "onnx", "onnxruntime", "litert-torch", "ai-edge-quantizer", "ai-edge-litert", "numpy"
+    )
+    return {
+        "command": command,
+        "created_unix_s": round(time.time(), 3),
+        "edgecompress": __version__,
+        "python": platform.python_version(),
+        "host": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "versions": tools,
+    }

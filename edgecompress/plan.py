@@ -1,0 +1,177 @@
+"""What a study will do, as keys: every step is named by a hash of its inputs, its parameters and the code that makes it.
+
+Nothing heavy is imported and nothing is run here, so that a study that is done already is recognised in a moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgecompress import data, plugins
+from edgecompress.rundir import content_key, file_sha256
+from edgecompress.study import DeviceProfile, Step, StudySpec
+
+PACKAGE = Path(__file__).resolve().parent
+MODEL_CODE = (
+    "models",
+    "data",
+    "train.py",
+    "optim.py",
+    "losses.py",
+    "masks.py",
+    "recipe.py",
+    "evaluate.py",
+    "cost.py",
+    "records.py",
+    "compress/contract.py",
+)
+EXPORT_CODE = ("export", "masks.py", "data", "records.py")
+MEASURE_CODE = ("measurement.py", "records.py")
+
+
+@dataclass(frozen=True)
+class ModelNode:
+    """A model on disk: the baseline (parent and step None), or its parent after one more step."""
+
+    key: str
+    parent: str | None
+    method: str | None
+    params: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class ArtifactNode:
+    key: str
+    model: str
+    format: str
+    activation_type: str | None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the report: recipe × format on a device, and the keys of what it is made of."""
+
+    recipe: str
+    format: str
+    device: str
+    artifact: ArtifactNode
+    measurement: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a study in the order of the file. `recipes`: name → its models, the baseline first."""
+
+    study: dict[str, Any]
+    devices: dict[str, dict[str, Any]]
+    data_key: str
+    recipes: dict[str, tuple[ModelNode, ...]]
+    variants: tuple[Variant, ...]
+
+    @property
+    def artifacts(self) -> dict[str, ArtifactNode]:
+        return {v.artifact.key: v.artifact for v in self.variants}
+
+
+def code_hash(paths: Iterable[str]) -> str:
+    """SHA-256 over the sources that make a step: a change of the code is a change of the key."""
+    digest = hashlib.sha256()
+    for name in sorted(paths):
+        path = PACKAGE / name
+        path = path if path.exists() else path.with_suffix("")  # a method may be a folder
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            digest.update(f"{file.relative_to(PACKAGE)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Installed version of each package (None: not installed), from the metadata, without importing it."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def make_plan(study: StudySpec, devices: dict[str, DeviceProfile], *, agent_sha256: str) -> Plan:
+    """The plan of a study on these devices (name → profile)."""
+    data_key = content_key(
+        "data", study.data.model_dump(mode="json"), data.fingerprint(study.data), study.seed, code_hash(["data"])
+    )
+    baseline = _baseline(study, data_key)
+    recipes = {name: _chain(baseline, steps, study) for name, steps in study.recipes.items()}
+    variants = []
+    for recipe, chain in recipes.items():
+        for form in study.formats:
+            for device, profile in devices.items():
+                artifact = _artifact(chain[-1].key, form, profile, data_key)
+                variants.append(
+                    Variant(
+                        recipe,
+                        form,
+                        device,
+                        artifact,
+                        _measurement(artifact.key, study, profile, data_key, agent_sha256),
+                    )
+                )
+    return Plan(
+        study=study.model_dump(mode="json"),
+        devices={name: profile.model_dump(mode="json") for name, profile in devices.items()},
+        data_key=data_key,
+        recipes=recipes,
+        variants=tuple(variants),
+    )
+
+
+def _baseline(study: StudySpec, data_key: str) -> ModelNode:
+    weights = file_sha256(study.model.weights) if study.model.weights else None
+    spec = study.model.model_dump(mode="json", exclude={"weights"})
+    key = content_key("baseline", spec, weights, _training(study), data_key, study.seed, code_hash(MODEL_CODE),
+                      versions("torch", "torchvision"))  # fmt: skip
+    return ModelNode(key, None, None, None)
+
+
+def _training(study: StudySpec) -> dict[str, Any] | None:
+    spec = study.trains_baseline
+    return None if spec is None else spec.model_dump(mode="json")
+
+
+def _chain(baseline: ModelNode, steps: tuple[Step, ...], study: StudySpec) -> tuple[ModelNode, ...]:
+    chain = [baseline]
+    for step in steps:
+        parent = chain[-1].key
+        code = code_hash([*MODEL_CODE, f"compress/{step.method}.py"])
+        key = content_key("step", parent, step.method, step.params, _file_hashes(step.params), study.seed, code)
+        chain.append(ModelNode(key, parent, step.method, step.params))
+    return tuple(chain)
+
+
+def _file_hashes(params: Any) -> list[str]:
+    """SHA-256 of the files that a step's parameters name as weights: another file under the same name is another step."""
+    if isinstance(params, dict):
+        own = [file_sha256(Path(v)) for k, v in params.items() if k == "weights" and isinstance(v, str)]
+        return own + [h for v in params.values() for h in _file_hashes(v)]
+    return [h for v in params for h in _file_hashes(v)] if isinstance(params, (list, tuple)) else []
+
+
+def _artifact(model_key: str, form: str, profile: DeviceProfile, data_key: str) -> ArtifactNode:
+    exporter = plugins.find("edgecompress.export", form.replace("-", "_"), attribute="export", kind="format")
+    # Only an ONNX int8 file has a choice of activation type; the others are shared between devices.
+    activation_type = profile.int8_activations if exporter.INT8 and exporter.FILE_TYPE == "onnx" else None
+    tools = versions("torch", "onnx", "onnxruntime", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")
+    key = content_key("artifact", model_key, form, activation_type, data_key, code_hash(EXPORT_CODE), tools)
+    return ArtifactNode(key, model_key, form, activation_type)
+
+
+def _measurement(artifact_key: str, study: StudySpec, profile: DeviceProfile, data_key: str, agent_sha256: str) -> str:
+    return content_key(
+        "measurement", artifact_key, profile.model_dump(mode="json"), study.measure.model_dump(mode="json"), data_key, agent_sha256,
+        code_hash(MEASURE_CODE),
+    )  # fmt: skip

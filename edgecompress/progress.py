@@ -1,0 +1,41 @@
+"""What a long step tells while it runs. The library is silent; the command line passes an implementation that draws bars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class Task(Protocol):
+    def advance(self, steps: float = 1) -> None: ...
+
+    def describe(self, text: str) -> None: ...
+
+
+class Progress(Protocol):
+    def task(self, label: str, total: float | None) -> AbstractContextManager[Task]: ...
+
+    def say(self, text: str) -> None: ...
+
+
+class _SilentTask:
+    def advance(self, steps: float = 1) -> None:
+        pass
+
+    def describe(self, text: str) -> None:
+        pass
+
+
+class Silent:
+    """Progress that shows nothing: the default of every Python call."""
+
+    @contextmanager
+    def task(self, label: str, total: float | None) -> Iterator[Task]:
+        yield _SilentTask()
+
+    def say(self, text: str) -> None:
+        pass
+
+
+SILENT: Progress = Silent()

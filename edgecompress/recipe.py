@@ -1,0 +1,100 @@
+"""Run the steps of a recipe on a model, in order. A recipe of several steps keeps what the earlier ones did.
+
+The model that comes in is the teacher of every step (a frozen copy). After each step the network must still be one: same
+outputs' shape, finite weights, and every weight that an earlier step's mask dropped still exactly zero, unless the step put
+another network in its place.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgecompress import masks
+from edgecompress.compress.contract import Context, full_params, parse_params
+from edgecompress.errors import StepFailed, UserError
+from edgecompress.plugins import find
+from edgecompress.progress import SILENT, Progress
+from edgecompress.records import StepRecord
+from edgecompress.study import Step
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from edgecompress.data import Dataset
+
+
+def run_steps(
+    model: nn.Module,
+    steps: tuple[Step, ...],
+    *,
+    data: Dataset | None,
+    seed: int,
+    scratch: Path,
+    progress: Progress = SILENT,
+    teacher: nn.Module | None = None,
+) -> tuple[nn.Module, tuple[StepRecord, ...]]:
+    """The model after all steps (it may be the one given, changed in place), in eval mode, and what each step did.
+
+    scratch: a directory for the steps' checkpoints. The same call again after a kill goes on from them; it can be removed
+    once the result is kept. UserError: wrong parameters, no data where a step trains. StepFailed: a training that
+    diverged, or a step that broke what an earlier one did. teacher: the dense model, when the steps start from a model
+    that earlier steps made; default: the model that comes in.
+    """
+    teacher = frozen_copy(model if teacher is None else teacher)
+    records = []
+    for number, step in enumerate(steps):
+        try:
+            params = parse_params(step.method, step.params)
+            plain = full_params(step.method, step.params)
+        except ValueError as error:
+            raise UserError(str(error), where=f"step {number + 1}") from None
+        context = Context(
+            data=data, seed=(seed + number) % 2**32, teacher=teacher,
+            scratch=scratch / f"step-{number + 1}-{step.method}", progress=progress,
+        )  # fmt: skip
+        earlier = {name: mask.clone() for name, mask in masks.get(model).items()}
+        began = time.monotonic()
+        method = find("edgecompress.compress", step.method, attribute="apply", kind="method")
+        model = method.apply(model, params, context)
+        if "replaced_model" not in context.notes:
+            _keep_masks(model, earlier, step.method)
+        _still_a_network(model, data, step.method)
+        records.append(
+            StepRecord(step.method, plain, time.monotonic() - began, tuple(context.trainings), dict(context.notes))
+        )
+    return model.eval(), tuple(records)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode whose parameters want no gradient: a teacher."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def _keep_masks(model: nn.Module, earlier: dict[str, Tensor], method: str) -> None:
+    """StepFailed when a weight that was dropped before is not zero; a mask that the method left out is put back."""
+    parameters = dict(model.named_parameters())
+    present = masks.get(model)
+    for name, mask in earlier.items():
+        if name not in parameters or parameters[name].shape != mask.shape:
+            # Channels were cut out: the method has cut the mask with them, or the zeros are simply gone.
+            continue
+        drop = ~mask.to(parameters[name].device)
+        if bool((parameters[name].detach()[drop] != 0).any()):
+            raise StepFailed(f"method {method} gave weights of {name} a value that an earlier step had pruned")
+        now = present.get(name)
+        masks.put(model, {name: ~drop if now is None else now & ~drop})
+
+
+def _still_a_network(model: nn.Module, data: Dataset | None, method: str) -> None:
+    import torch
+
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise StepFailed(f"method {method} left values in {name} that are not finite")
+    if data is not None:
+        from edgecompress.models.building import check_output
+
+        check_output(model, num_classes=data.num_classes, in_shape=data.in_shape, where=f"after method {method}")

@@ -1,0 +1,68 @@
+"""Checkpoints of a training in the middle: written whole or not at all, and gone on from only by the very same training."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecompress import masks
+from edgecompress.study import TrainSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgecompress.compress.contract import Loss
+    from edgecompress.data import Dataset
+
+_FORMAT = 1
+
+
+def training_key(model: nn.Module, data: Dataset, spec: TrainSpec, seed: int, devices: int, loss: Loss) -> str:
+    """A hash of everything that the result of a training depends on: its first weights, masks, data, spec, seed, loss."""
+    import torch
+
+    facts = [_FORMAT, spec.model_dump(mode="json"), seed, devices, data.record(), _loss_facts(loss)]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    digest.update(data.train.labels.tobytes())
+    tensors = {**model.state_dict(), **{f"{name}{masks.SUFFIX}": mask for name, mask in masks.get(model).items()}}
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(memoryview(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _loss_facts(loss: Loss) -> Any:
+    """A loss that depends on more than its class says so with `facts() -> str` (a teacher's weights, for one)."""
+    facts = getattr(loss, "facts", None)
+    if callable(facts):
+        return facts()
+    return repr(loss) if dataclasses.is_dataclass(loss) else getattr(loss, "__qualname__", type(loss).__qualname__)
+
+
+def read(directory: Path | None, key: str) -> dict[str, Any] | None:
+    """The checkpoint of the training with this key, tensors on the CPU; None when there is none, or another training's."""
+    import torch
+
+    path = None if directory is None else directory / "checkpoint.pt"
+    if path is None or not zipfile.is_zipfile(path):
+        return None
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return saved if saved.get("key") == key else None
+
+
+def write(directory: Path, content: dict[str, Any]) -> None:
+    """Keep a checkpoint: tensors and plain values only. A kill at any moment leaves the old one or the new one, whole."""
+    import torch
+
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / "checkpoint.partial"
+    with temporary.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(directory / "checkpoint.pt")

@@ -1,0 +1,326 @@
+"""What a user may write: the study file, its recipes and steps, and a device profile, validated before anything runs.
+
+Every mistake is a `UserError` that names the file, the key and the choices. Unknown keys are refused: an option that is
+accepted and ignored would be a wrong answer with a clean face.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from edgecompress import plugins
+from edgecompress.activations import for_this_machine
+from edgecompress.errors import near_misses
+
+
+def _resolve(path: Path, info: ValidationInfo) -> Path:
+    base: Path = (info.context or {}).get("base", Path())
+    path = path.expanduser()
+    return path if path.is_absolute() else base / path
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise ValueError(f"no such file or directory: {path}")
+    return path
+
+
+StudyPath = Annotated[Path, AfterValidator(_resolve)]
+"""A path as a study writes it: relative to the study file."""
+
+ExistingPath = Annotated[Path, AfterValidator(_resolve), AfterValidator(_existing)]
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Spec(BaseModel):
+    """What all parts of a study share: immutable, and no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class TrainSpec(Spec):
+    """One training: of the baseline, a fine-tuning, or a distillation."""
+
+    epochs: int = Field(default=6, ge=0, description="passes over the training part")
+    lr: float = Field(default=0.1, gt=0, description="learning rate at the end of the warm-up")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field(default="sgd", description="optimiser")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd (beta 1 of adam and adamw)")
+    nesterov: bool = Field(default=False, description="Nesterov momentum; sgd only")
+    weight_decay: float = Field(default=5e-4, ge=0, description="L2 penalty; decoupled with adamw")
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        default="cosine", description="learning rate after the warm-up"
+    )
+    milestones: tuple[float, ...] = Field(
+        default=(0.5, 0.75), description="schedule step: fractions of the epochs where lr × gamma"
+    )
+    gamma: float = Field(default=0.1, gt=0, le=1, description="schedule step: factor at each milestone")
+    warmup_epochs: float = Field(default=0.0, ge=0, description="linear warm-up of the learning rate, in epochs")
+    batch_size: int = Field(default=128, ge=1, description="images per optimiser step")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="of the cross-entropy")
+    ema: float | None = Field(
+        default=None, gt=0, lt=1, description="decay of an exponential moving average of the weights, kept at the end"
+    )
+    clip_norm: float | None = Field(default=None, gt=0, description="largest norm of the gradient")
+    precision: Literal["auto", "32", "bf16", "16"] = Field(
+        default="auto",
+        description="auto: 16-bit mixed where a GPU does it, bfloat16 where the CPU has the instructions, else 32",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSpec:
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov needs optimizer: sgd and a momentum above 0")
+        if self.epochs and self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be below epochs ({self.epochs})")
+        if any(not 0 < m < 1 for m in self.milestones):
+            raise ValueError("milestones are fractions of the epochs, between 0 and 1")
+        return self
+
+
+class ModelSpec(Spec):
+    """A network by name: of the zoo, `torchvision:NAME`, or `package.module:callable` with its arguments."""
+
+    name: str = Field(description="zoo name, torchvision:NAME, or package.module:callable")
+    args: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the callable or torchvision model"
+    )
+    width: float | None = Field(default=None, gt=0, description="multiplies the channels of a zoo model")
+    weights: ExistingPath | None = Field(
+        default=None, description="checkpoint: .safetensors, or .pt/.pth/.th read with weights_only"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        from edgecompress.models import ZOO
+
+        if ":" not in name and name not in ZOO:
+            raise ValueError(
+                f"unknown model {name!r}. {near_misses(name, ZOO)} Or torchvision:NAME, or package.module:callable."
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelSpec:
+        if self.width is not None and ":" in self.name:
+            raise ValueError("width is for models of the zoo; give args instead")
+        if self.args and ":" not in self.name:
+            raise ValueError(f"args are for torchvision:NAME and package.module:callable; {self.name} takes width only")
+        return self
+
+
+class DataSpec(Spec):
+    """A dataset by name. Which of path, root, download and image_size it takes depends on its loader."""
+
+    name: str = Field(description="digits, mnist, cifar10, imagefolder, imagenet or npz")
+    path: ExistingPath | None = Field(default=None, description="npz: the file")
+    root: StudyPath | None = Field(default=None, description="mnist, cifar10, imagefolder, imagenet: the directory")
+    download: bool = Field(
+        default=False, description="mnist, cifar10: fetch into root where it is absent (needs a network)"
+    )
+    image_size: int | None = Field(
+        default=None, ge=8, le=4096, description="imagefolder, imagenet: side of the centre crop"
+    )
+    val_fraction: float = Field(
+        default=0.1, gt=0, lt=1, description="of the training part, held back for methods and searches"
+    )
+    calibration_images: int = Field(default=256, ge=1, description="training images that calibrate int8 exports")
+    augment: Literal["auto", "none", "flip", "crop", "crop-flip"] = Field(
+        default="auto", description="auto: the usual for this dataset"
+    )
+    mean: tuple[float, ...] | None = Field(
+        default=None, description="per channel, of images in 0..1; default: the usual for this dataset"
+    )
+    std: tuple[float, ...] | None = Field(default=None, description="per channel; with mean")
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = plugins.names("edgecompress.data", attribute="ACCEPTS")
+        if name not in known:
+            raise ValueError(f"unknown dataset {name!r}. {near_misses(name, known)}")
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataSpec:
+        accepts = plugins.find("edgecompress.data", self.name, attribute="ACCEPTS", kind="dataset").ACCEPTS
+        for key in ("path", "root", "download", "image_size"):
+            if getattr(self, key) and key not in accepts:
+                raise ValueError(
+                    f"dataset {self.name} takes no {key!r}; it takes {', '.join(sorted(accepts)) or 'none of these'}"
+                )
+        for key, needed in accepts.items():
+            if needed and getattr(self, key) is None:
+                raise ValueError(f"dataset {self.name} needs {key!r}")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std come together")
+        if self.std is not None and any(s <= 0 for s in self.std):
+            raise ValueError("std must be above 0")
+        return self
+
+
+class Step(Spec):
+    """One method with its parameters, as `{method: NAME, key: value, …}`."""
+
+    method: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"method": value, "params": {}}
+        if isinstance(value, dict) and set(value) != {"method", "params"}:
+            if "method" not in value:
+                raise ValueError("a step needs 'method'")
+            return {"method": value["method"], "params": {k: v for k, v in value.items() if k != "method"}}
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self, info: ValidationInfo) -> Step:
+        from edgecompress.compress.contract import full_params
+
+        object.__setattr__(self, "params", full_params(self.method, self.params, info.context))
+        return self
+
+
+class MeasureSpec(Spec):
+    """How a variant is measured on a device."""
+
+    warmup_s: float = Field(
+        default=1.0, ge=0, le=3600, description="seconds of inference before the timing; kept as data"
+    )
+    min_s: float = Field(default=5.0, gt=0, le=86400, description="seconds of timed inference over all blocks")
+    blocks: int = Field(default=5, ge=2, le=1000, description="blocks that the timed inferences are divided into")
+    threads: int = Field(default=1, ge=1, le=1024, description="threads of the engine")
+    score_on: Literal["test", "val", "none"] = Field(
+        default="test", description="part that the exported file is scored on, on the device"
+    )
+    score_images: int | None = Field(default=None, ge=1, description="score the first so many images only")
+    timeout_s: float = Field(
+        default=1800.0, gt=0, description="a measurement that takes longer is stopped by the agent"
+    )
+
+
+class StudySpec(Spec):
+    """A study: one model, one dataset, recipes, export formats, devices, how to measure."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run directory")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of every random choice")
+    model: ModelSpec
+    data: DataSpec
+    baseline: TrainSpec | None = Field(
+        default=None, description="training of the baseline; with model.weights: none unless given"
+    )
+    recipes: dict[str, tuple[Step, ...]] = Field(
+        default={"baseline": ()},
+        min_length=1,
+        description="name → list of steps; an empty list is the baseline",
+    )
+    formats: tuple[str, ...] = Field(default=("onnx-fp32", "onnx-int8"), min_length=1, description="export formats")
+    devices: tuple[str, ...] = Field(default=("local",), min_length=1, description="names of device profiles, or files")
+    measure: MeasureSpec = Field(default_factory=MeasureSpec)
+
+    @field_validator("recipes")
+    @classmethod
+    def _recipe_names(cls, recipes: dict[str, tuple[Step, ...]]) -> dict[str, tuple[Step, ...]]:
+        import re
+
+        for name in recipes:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+                raise ValueError(f"recipe name {name!r}: letters, digits, '.', '_', '+' and '-' only")
+        return recipes
+
+    @field_validator("formats")
+    @classmethod
+    def _known_formats(cls, formats: tuple[str, ...]) -> tuple[str, ...]:
+        known = [n.replace("_", "-") for n in plugins.names("edgecompress.export", attribute="export")]
+        for name in formats:
+            if name not in known:
+                raise ValueError(f"unknown format {name!r}. {near_misses(name, known)}")
+        return _no_duplicates(formats)
+
+    @field_validator("devices")
+    @classmethod
+    def _unique_devices(cls, devices: tuple[str, ...]) -> tuple[str, ...]:
+        return _no_duplicates(devices)
+
+    @property
+    def trains_baseline(self) -> TrainSpec | None:
+        """The training of the baseline: none when weights are given and no training is asked for."""
+        return self.baseline if self.baseline or self.model.weights else TrainSpec()
+
+
+def _no_duplicates(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} stands twice")
+    return names
+
+
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.~/@+-][A-Za-z0-9_.~/@+ -]*$")]
+
+
+class DeviceProfile(Spec):
+    """A board, or this machine: how to reach it, which Python and engines it has, what reads its power."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    board: str | None = Field(default=None, description="what it is, in words, for the report")
+    transport: Literal["local", "ssh"] = Field(default="local", description="local: a subprocess here; ssh: OpenSSH")
+    host: str | None = Field(default=None, description="ssh: host name, address, or an alias of ~/.ssh/config")
+    port: int | None = Field(default=None, ge=1, le=65535, description="ssh: default from ~/.ssh/config, else 22")
+    user: str | None = Field(default=None, description="ssh: default from ~/.ssh/config, else the local user")
+    identity_file: StudyPath | None = Field(
+        default=None, description="ssh: private key; default: the agent and the usual files"
+    )
+    known_hosts: StudyPath | None = Field(
+        default=None, description="ssh: file of pinned host keys; default ~/.ssh/known_hosts"
+    )
+    ssh_config: StudyPath | None = Field(default=None, description="ssh: configuration file; default ~/.ssh/config")
+    python: Word | None = Field(
+        default=None,
+        description="interpreter on the device; default: local: the one that runs this; ssh: workdir/venv/bin/python, else python3",
+    )
+    workdir: Word = Field(
+        default="~/.cache/edgecompress", description="directory on the device for the agent, files and jobs"
+    )
+    engines: dict[Literal["onnx", "tflite"], Literal["onnxruntime", "litert"]] = Field(
+        default={"onnx": "onnxruntime", "tflite": "litert"}, description="file type → engine"
+    )
+    providers: tuple[str, ...] = Field(
+        default=("CPUExecutionProvider",), min_length=1, description="ONNX Runtime execution providers"
+    )
+    int8_activations: Literal["auto", "uint8", "uint8-reduced", "int8", "symmetric-int8"] = Field(
+        default="auto",
+        description="type of onnx-int8 activations: x86 with VNNI uint8, x86 without uint8-reduced, ARM int8, GPU symmetric-int8; "
+        "auto: by this machine's CPU for local, int8 for ssh",
+    )
+    cpus: tuple[int, ...] | None = Field(
+        default=None, description="CPUs to pin the measurement to; default: no pinning"
+    )
+    sensor: Literal["none"] = Field(default="none", description="what reads power")
+    scope: str | None = Field(
+        default=None, description="what the sensor's reading includes: module, board, usb-input, pmic-rails"
+    )
+    connect_timeout_s: float = Field(default=15.0, gt=0)
+    reconnect_s: float = Field(
+        default=120.0, ge=0, description="how long a lost link is tried again before the measurement is given up"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DeviceProfile:
+        ssh_only = ("host", "port", "user", "identity_file", "known_hosts", "ssh_config")
+        given = [key for key in ssh_only if getattr(self, key) is not None]
+        if self.transport == "ssh" and self.host is None:
+            raise ValueError("transport ssh needs 'host'")
+        if self.transport == "local" and given:
+            raise ValueError(f"{', '.join(given)} need transport: ssh")
+        if self.int8_activations == "auto":
+            chosen = for_this_machine() if self.transport == "local" else "int8"
+            object.__setattr__(self, "int8_activations", chosen)
+        return self

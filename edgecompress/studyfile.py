@@ -1,0 +1,189 @@
+"""Read a study or device file: safe YAML, no key twice, `${NAME}` from the environment, mistakes as one readable message."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from edgecompress.errors import UserError, near_misses
+from edgecompress.study import DeviceProfile, StudySpec
+
+SpecT = TypeVar("SpecT", bound=BaseModel)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a mapping key that stands twice (YAML itself lets the last one win in silence)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (list, dict)):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the name {key!r} stands twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, environment variables filled in. UserError names the file, line and column."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"cannot be read: {reason}", where=str(path), fix="Give the path of a YAML file.") from None
+    try:
+        value = _UniqueKeyLoader(text).get_single_data()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        at = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        raise UserError(
+            f"not valid YAML: {error.problem}", where=at, fix="Mend the line; every name may stand once."
+        ) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"not valid YAML: {error}", where=str(path), fix="Mend the file.") from None
+    if not isinstance(value, dict):
+        raise UserError(
+            "must be a mapping of keys to values", where=str(path), fix="See profiles/studies/quickstart.yaml."
+        )
+    return {str(k): _environment(v, f"{path}: {k}") for k, v in value.items()}
+
+
+def _environment(value: Any, where: str) -> Any:
+    if isinstance(value, dict):
+        return {k: _environment(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, list):
+        return [_environment(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in os.environ:
+            raise UserError(f"the environment variable {name} is not set", where=where, fix=f"export {name}=…")
+        return os.environ[name]
+
+    return re.sub(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}", fill, value)
+
+
+def apply_settings(value: dict[str, Any], settings: list[str]) -> None:
+    """Apply `--set a.b=value` to the raw mapping, in place: values are YAML, list items are numbers (`recipes.x.0.sparsity`)."""
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise UserError(f"{setting!r} is not key=value", where="--set", fix="For example --set measure.min_s=2")
+        try:
+            new = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"the value of {setting!r} is not valid YAML", where="--set", fix="Quote it.") from None
+        *parents, last = key.split(".")
+        target: Any = value
+        for part in parents:
+            target = _child(target, part, setting)
+        if isinstance(target, list):
+            _child(target, last, setting)
+            target[int(last)] = new
+        else:
+            target[last] = new
+
+
+def _child(target: Any, part: str, setting: str) -> Any:
+    if isinstance(target, list):
+        if not part.isdigit() or int(part) >= len(target):
+            raise UserError(
+                f"{setting!r}: no item {part!r} in a list of {len(target)}", where="--set", fix="Items count from 0."
+            )
+        return target[int(part)]
+    child = target.setdefault(part, {})
+    if not isinstance(child, (dict, list)):
+        raise UserError(f"{setting!r}: {part!r} holds a plain value", where="--set", fix="Set that key itself.")
+    return child
+
+
+def _messages(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    for detail in error.errors(include_url=False):
+        location = detail["loc"]
+        key = ""
+        for part in location:
+            if isinstance(part, int):
+                key += f"[{part}]"
+            elif not (part.startswith("function-") or part.endswith("]")):
+                key += f".{part}" if key else str(part)
+        message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        if detail["type"] == "extra_forbidden":
+            message = f"unknown key. {near_misses(str(location[-1]), _fields_at(model, location[:-1]))}"
+        elif detail["type"] == "missing":
+            message = "is needed and missing"
+        elif (
+            "input" in detail
+            and detail["type"] not in ("value_error", "missing")
+            and not isinstance(detail["input"], dict)
+        ):
+            message = f"{message[0].lower()}{message[1:]}, not {detail['input']!r}"
+        yield f"{key}: {message}" if key else message
+
+
+def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
+    """Field names of the model at a location, for the near misses of an unknown key."""
+    import typing
+
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            continue
+        candidates = [field.annotation, *typing.get_args(field.annotation)]
+        model = next((c for c in candidates if hasattr(c, "model_fields")), model)
+    return list(getattr(model, "model_fields", {}))
+
+
+def validate(model: type[SpecT], value: dict[str, Any], *, where: str, base: Path) -> SpecT:
+    """The value as `model`, relative paths under `base`. UserError: one line for each mistake, with the file and the key."""
+    try:
+        return model.model_validate(value, context={"base": base})
+    except ValidationError as error:
+        lines = list(_messages(error, model))
+        raise UserError("\n".join([lines[0], *(f"{where}: {line}" for line in lines[1:])]), where=where) from None
+
+
+def read_study(path: Path, settings: list[str] | None = None) -> StudySpec:
+    """The study in a file, with `--set` settings applied."""
+    raw = read_yaml(path)
+    apply_settings(raw, settings or [])
+    return validate(StudySpec, raw, where=str(path), base=path.resolve().parent)
+
+
+def shipped_profiles(kind: str) -> dict[str, Path]:
+    """Name → file of the profiles that come with the package; kind: 'devices' or 'studies'."""
+    beside = Path(__file__).resolve().parent.parent / "profiles" / kind
+    folder = beside if beside.is_dir() else Path(str(resources.files("edgecompress.profiles") / kind))
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def read_device(name_or_file: str, *, base: Path | None = None, where: str = "") -> DeviceProfile:
+    """A device profile by its shipped name, or from a file (relative to `base`, default the current directory)."""
+    base = base or Path()
+    shipped = shipped_profiles("devices")
+    if name_or_file.endswith((".yaml", ".yml")) or "/" in name_or_file:
+        path = Path(name_or_file).expanduser()
+        path = path if path.is_absolute() else base / path
+    elif name_or_file in shipped:
+        path = shipped[name_or_file]
+    else:
+        raise UserError(
+            f"unknown device {name_or_file!r}",
+            where=where,
+            fix=near_misses(name_or_file, shipped) + " Or give a .yaml file.",
+        )
+    return validate(DeviceProfile, read_yaml(path), where=str(path), base=path.resolve().parent)

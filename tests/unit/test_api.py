@@ -1,0 +1,99 @@
+"""`edgecompress.compress` and `edgecompress.load`, as a program that imports the package uses them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import edgecompress as ec
+from edgecompress import masks
+from edgecompress.errors import UserError
+from edgecompress.models import build
+from edgecompress.models.checkpoint import save_model
+from edgecompress.study import DataSpec, ModelSpec
+from tests.small_nets import few_digits, same_state, small_net
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture(scope="module")
+def digits():
+    torch.set_num_threads(1)
+    return few_digits(120)
+
+
+def test_without_data(digits):
+    model = small_net()
+    result = ec.compress(model, "magnitude", sparsity=0.9, example_input=torch.zeros(4, 1, 32, 32))
+    assert same_state(model, small_net()) and masks.get(model) == {}, "the model given is not changed"
+    report = result.report
+    assert report.params_before == report.params_after == sum(p.numel() for p in model.parameters())
+    assert report.nonzero_after < 0.2 * report.nonzero_before
+    assert report.bytes_before == report.bytes_after, "zeros take the same room"
+    assert report.cost_before.macs == report.cost_after.macs > 5 * report.cost_after.effective_macs
+    assert report.accuracy_before is None and report.accuracy_reason == "not measured: no data given"
+    assert report.cost_reason is None and report.seconds > 0
+    assert report.steps[0].params["sparsity"] == 0.9
+    assert result.model(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
+    nothing_known = ec.compress(model, "magnitude").report
+    assert nothing_known.cost_before is None and "shape" in nothing_known.cost_reason
+
+
+def test_with_data_and_a_list_of_steps(digits):
+    steps = [
+        {"method": "magnitude", "sparsity": 0.5},
+        {"method": "distill", "epochs": 4, "batch_size": 20, "lr": 0.05, "alpha": 0},
+    ]
+    report = ec.compress(small_net(), steps, data=digits, seed=1).report
+    assert report.accuracy_before.images == report.accuracy_after.images == 120
+    assert report.accuracy_after.split == "test" and report.accuracy_after.top1 > report.accuracy_before.top1
+    assert report.cost_after.nonzero_params == report.nonzero_after
+    assert [s.method for s in report.steps] == ["magnitude", "distill"]
+
+
+def test_data_by_name_and_by_spec():
+    by_name = ec.compress(small_net(), "magnitude", data="digits").report
+    by_spec = ec.compress(small_net(), "magnitude", data=DataSpec(name="digits")).report
+    assert by_name.accuracy_after == by_spec.accuracy_after and by_name.accuracy_after.images == 497
+
+
+def test_load_gives_back_what_was_saved(tmp_path):
+    spec = ModelSpec(name="lenet300")
+    model = ec.compress(build(spec, num_classes=10, in_shape=(1, 28, 28)), "magnitude", sparsity=0.9).model
+    save_model(tmp_path, model)
+    loaded = ec.load(tmp_path)
+    assert same_state(model, loaded) and masks.get(loaded).keys() == masks.get(model).keys()
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: ec.compress(m, "magnitud"), "unknown method 'magnitud'"),
+        (lambda m: ec.compress(m, "magnitude", sparsity=1.5), "sparsity"),
+        (lambda m: ec.compress(m, [{"method": "magnitude"}], sparsity=0.5), "parameters belong into the steps"),
+        (lambda m: ec.compress(m, [{"sparsity": 0.5}]), "a step needs 'method'"),
+        (lambda m: ec.compress(m, 3), "int is no method"),
+        (lambda m: ec.compress(m, "magnitude", data="digit"), "unknown dataset 'digit'"),
+        (lambda m: ec.compress(m, "magnitude", data="npz"), "needs 'path'"),
+        (lambda m: ec.compress(m, "magnitude", data=[1, 2]), "data is a list"),
+        (lambda m: ec.compress(m, "distill", epochs=1), "needs data"),
+    ],
+)
+def test_wrong_requests_are_one_clear_message(call, words):
+    with pytest.raises(UserError, match=words):
+        call(small_net())
+
+
+def test_the_import_is_light_and_the_package_of_methods_is_callable():
+    code = (
+        "import sys, edgecompress as ec; assert 'torch' not in sys.modules; assert callable(ec.compress);"
+        "from edgecompress.compress.contract import method_names; names = method_names();"
+        "assert 'torch' not in sys.modules and 'magnitude' in names; assert callable(ec.compress);"
+        "assert ec.compress.contract.method_names is method_names"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'decompress'"):
+        ec.decompress  # noqa: B018
