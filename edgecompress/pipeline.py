@@ -7,18 +7,19 @@ step that fails is recorded with its reason, what depends on it fails with it, a
 from __future__ import annotations
 
 import time
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from edgecompress import data as datasets
+from edgecompress import rounds
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.plan import ArtifactNode, ModelNode, Plan, Variant, make_plan
 from edgecompress.progress import SILENT, Progress
-from edgecompress.records import Artifact, Failure, Measurement, ModelRecord, TrainRecord
+from edgecompress.records import Artifact, Measurement, ModelRecord, Round, TrainRecord
 from edgecompress.rundir import RunDir, content_key
+from edgecompress.steps import Steps
 from edgecompress.study import DeviceProfile, Step, StudySpec
 
 if TYPE_CHECKING:
@@ -27,17 +28,15 @@ if TYPE_CHECKING:
     from edgecompress.board.session import Session
     from edgecompress.data import Dataset
 
-RecordT = TypeVar("RecordT")
-
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to: where it lies, how many steps were done now, how many were done before, and what failed."""
+    """What a run came to: where it lies, how many steps were done now and how many before, and the variants that failed."""
 
     run_dir: Path
     done_now: int
     done_before: int
-    failures: tuple[tuple[str, str], ...]
+    failed: tuple[Variant, ...]
 
 
 def run(
@@ -65,13 +64,13 @@ class _Run:
         self.study, self.devices, self.dir, self.plan, self.progress = study, devices, run_dir, plan, progress
         self._dataset: Dataset | None = None
         self._sessions: dict[str, Session] = {}
-        self.done_now = self.done_before = 0
-        self.failed: dict[tuple[str, str], Failure] = {}
+        self.steps = Steps(run_dir, progress)
 
     def all(self, command: str) -> Outcome:
         self._check_before()
         self.dir.write_json("plan.json", self.plan)
-        self.dir.write_json("run.json", _run_facts(command))
+        if not self.dir.path("run.json").exists():
+            self.dir.write_json("run.json", _run_facts(command))
         try:
             for recipe, chain in self.plan.recipes.items():
                 for node in chain:
@@ -80,13 +79,15 @@ class _Run:
                 self._artifact(artifact)
             for artifact in self.plan.artifacts.values():
                 self.dir.drop_scratch(f"export-{artifact.model}")
-            for variant in self.plan.variants:
-                self._measurement(variant)
+            for device in self.devices:
+                self._device([variant for variant in self.plan.variants if variant.device == device])
         finally:
             for session in self._sessions.values():
                 session.close()
-        failures = tuple((f"{stage} {key}", failure.reason) for (stage, key), failure in self.failed.items())
-        return Outcome(self.dir.root, self.done_now, self.done_before, failures)
+        if self.steps.done_now:
+            self.dir.write_json("run.json", _run_facts(command))
+        failed = tuple(v for v in self.plan.variants if ("measurement", v.measurement) in self.steps.failed)
+        return Outcome(self.dir.root, self.steps.done_now, self.steps.done_before, failed)
 
     def _check_before(self) -> None:
         """Find out what cannot work before hours are spent on what can: extras, and every device that is needed."""
@@ -107,52 +108,18 @@ class _Run:
 
     # --- the steps -------------------------------------------------------------------------------------------------
 
-    def _step(
-        self,
-        stage: str,
-        key: str,
-        label: str,
-        kind: type[RecordT],
-        needs: tuple[tuple[str, str], ...],
-        make: Callable[[], RecordT],
-    ) -> None:
-        """Do one step unless its record is there; keep the reason when it fails."""
-        if self.dir.record(stage, key, kind) is not None:
-            self.done_before += 1
-            return
-        for need in needs:
-            if need in self.failed:
-                self._fail(stage, key, label, Failure(stage=self.failed[need].stage, reason=self.failed[need].reason))
-                return
-        self.progress.say(label)
-        try:
-            record = make()
-        except (StepFailed, UserError) as error:
-            if stage == "model" and not needs and isinstance(error, UserError):
-                raise  # the baseline itself cannot be: the request is wrong, nothing else can be done
-            self._fail(stage, key, label, Failure(stage=stage, reason=str(error)))
-        except Exception as error:  # noqa: BLE001 - one broken variant must not cost the others: kept, shown, exit status 1
-            reason = f"{type(error).__name__}: {error}"
-            self._fail(stage, key, label, Failure(stage=stage, reason=reason, traceback=traceback.format_exc()))
-        else:
-            self.dir.commit(stage, key, record)
-            self.dir.drop_scratch(key)
-            self.done_now += 1
-
-    def _fail(self, stage: str, key: str, label: str, failure: Failure) -> None:
-        self.dir.fail(stage, key, failure)
-        self.failed[stage, key] = failure
-        self.progress.say(f"{label}: failed: {failure.reason}")
-
     def _model(self, recipe: str, node: ModelNode) -> None:
-        if ("model", node.key) in self.failed:
+        step = ("model", node.key)
+        if step in self.steps.failed:
             return
-        make = self._baseline if node.parent is None else self._recipe_step
-        needs = () if node.parent is None else (("model", node.parent),)
-        label = "baseline" if node.parent is None else f"{recipe}: {node.method}"
-        self._step("model", node.key, label, ModelRecord, needs, lambda: make(recipe, node))
+        if node.parent is None:
+            # Where the baseline itself cannot be, the request is wrong and nothing else can be done.
+            self.steps.do(step, "baseline", ModelRecord, partial(self._baseline, node), raises=(UserError,))
+            return
+        make = partial(self._recipe_step, recipe, node)
+        self.steps.do(step, f"{recipe}: {node.method}", ModelRecord, make, needs=[("model", node.parent)])
 
-    def _baseline(self, recipe: str, node: ModelNode) -> ModelRecord:
+    def _baseline(self, node: ModelNode) -> ModelRecord:
         from edgecompress.models import build
         from edgecompress.train import fit
 
@@ -201,7 +168,8 @@ class _Run:
 
     def _artifact(self, node: ArtifactNode) -> None:
         label = f"export {node.format} of {self._recipes_of(node.model)}"
-        self._step("artifact", node.key, label, Artifact, (("model", node.model),), lambda: self._export(node))
+        needs = [("model", node.model)]
+        self.steps.do(("artifact", node.key), label, Artifact, partial(self._export, node), needs=needs)
 
     def _export(self, node: ArtifactNode) -> Artifact:
         from dataclasses import replace
@@ -220,37 +188,78 @@ class _Run:
         )  # fmt: skip
         return replace(artifact, file=str((folder / artifact.file).relative_to(self.dir.root)))
 
-    def _measurement(self, variant: Variant) -> None:
-        label = f"{variant.recipe} {variant.format} on {variant.device}"
-        needs = (("artifact", variant.artifact.key), ("model", variant.artifact.model))
-        self._step("measurement", variant.measurement, label, Measurement, needs, lambda: self._measure(variant, label))
+    def _device(self, variants: list[Variant]) -> None:
+        """All measurements of one device: the rounds of its variants interleaved, then each variant's rounds put together."""
+        # Recipes that lead to the same model share their measurement.
+        open_variants = {
+            v.measurement: v for v in variants if self.dir.record("measurement", v.measurement, Measurement) is None
+        }
+        total = self.study.measure.rounds
+        for number, variant in rounds.order(list(open_variants.values()), total):
+            label = f"{variant.recipe} {variant.format} on {variant.device}, round {number + 1} of {total}"
+            artifact = variant.artifact
+            needs = [("model", artifact.model), ("artifact", artifact.key), *self._rounds(variant)[:number]]
+            made = partial(self._measure, variant, number, label)
+            self.steps.do(self._rounds(variant)[number], label, Round, made, needs=needs)
+        for variant in variants:
+            step = ("measurement", variant.measurement)
+            label = f"{variant.recipe} {variant.format} on {variant.device}"
+            made_of = self._rounds(variant)
+            self.steps.do(step, label, Measurement, partial(self._put_together, variant), needs=made_of)
+            if variant.measurement in open_variants and step not in self.steps.failed:
+                for stage, key in made_of:
+                    self.dir.discard(stage, key)
 
-    def _measure(self, variant: Variant, label: str) -> Measurement:
+    def _rounds(self, variant: Variant) -> list[tuple[str, str]]:
+        """Stage and key of each round of a variant."""
+        return [("round", content_key(variant.measurement, number)) for number in range(self.study.measure.rounds)]
+
+    def _measure(self, variant: Variant, number: int, label: str) -> Round:
         from edgecompress_agent import wire
 
         from edgecompress import measurement
 
         artifact = self.dir.record("artifact", variant.artifact.key, Artifact)
         assert artifact is not None
-        measure, dataset = self.study.measure, self._data()
         job, files = measurement.make_job(
             # The run's own random name is part of it: an old answer that a device still holds is never taken for this one.
-            content_key(variant.measurement, artifact.sha256, self.dir.run_id),
-            self.dir.path(artifact.file), self._images(),
-            normalisation=(dataset.mean, dataset.std), profile=self.devices[variant.device], measure=measure,
-        )  # fmt: skip
+            content_key(variant.measurement, number, artifact.sha256, self.dir.run_id),
+            self.dir.path(artifact.file),
+            self._images(),
+            normalisation=(self._data().mean, self._data().std),
+            profile=self.devices[variant.device],
+            measure=rounds.share(self.study.measure, number),
+        )
+        session = self._session(variant.device)
+        if self.study.measure.cooldown_s:
+            with self.progress.task(f"cooling before {label}", total=None):
+                time.sleep(self.study.measure.cooldown_s)
         started = time.monotonic()
-        result = self._session(variant.device).measure(job, files, progress=self.progress, label=label)
+        result = session.measure(job, files, progress=self.progress, label=label)
         if result.status != "ok":
             raise StepFailed(result.reason or "the agent gave no reason")
-        accuracy = None
-        if job.score:
-            part = measurement.part_of(dataset, measure.score_on)
-            accuracy = measurement.score(result.predictions or (), part.labels, measure.score_on, dataset.num_classes)
+        return Round(wire.to_json(job), wire.to_json(result), time.monotonic() - started)
+
+    def _put_together(self, variant: Variant) -> Measurement:
+        from edgecompress_agent import wire
+
+        from edgecompress import measurement
+
+        made = [self.dir.record(stage, key, Round) for stage, key in self._rounds(variant)]
+        found = [r for r in made if r is not None]
+        result = rounds.merge([wire.from_json(wire.Result, r.result) for r in found])
+        accuracy, score_on = None, self.study.measure.score_on
+        if score_on != "none":
+            dataset = self._data()
+            part = measurement.part_of(dataset, score_on)
+            accuracy = measurement.score(result.predictions or (), part.labels, score_on, dataset.num_classes)
         return Measurement(
-            device=variant.device, job=wire.to_json(job), result=wire.to_json(result), accuracy=accuracy,
-            seconds=time.monotonic() - started,
-        )  # fmt: skip
+            device=variant.device,
+            job=found[0].job,
+            result=wire.to_json(result),
+            accuracy=accuracy,
+            seconds=sum(r.seconds for r in found),
+        )
 
     # --- what steps share ------------------------------------------------------------------------------------------
 

@@ -131,8 +131,17 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class Round:
+    """One round of a measurement: what was asked and the agent's whole answer (`wire.Job`, `wire.Result` as JSON)."""
+
+    job: dict[str, Any]
+    result: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Measurement:
-    """One variant on one device: the agent's whole answer, raw, and what was asked. `result` is `wire.Result` as JSON.
+    """One variant on one device, all rounds: the first job, and the answers put together, raw. `result`: a `wire.Result`.
 
     correct: as in Accuracy, from the predictions that the device made on the exported file. None: not scored.
     """

@@ -89,6 +89,10 @@ class RunDir:
         )
         self.path("failures", stage, f"{key}.json").unlink(missing_ok=True)
 
+    def discard(self, stage: str, key: str) -> None:
+        """Forget a record whose content has become part of another one."""
+        self.path("records", stage, f"{key}.json").unlink(missing_ok=True)
+
     def fail(self, stage: str, key: str, failure: Failure) -> None:
         write_atomically(self.path("failures", stage, f"{key}.json"), json.dumps(to_json(failure), indent=1) + "\n")
 

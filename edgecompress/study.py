@@ -197,6 +197,13 @@ class MeasureSpec(Spec):
     )
     min_s: float = Field(default=5.0, gt=0, le=86400, description="seconds of timed inference over all blocks")
     blocks: int = Field(default=5, ge=2, le=1000, description="blocks that the timed inferences are divided into")
+    rounds: int = Field(
+        default=2,
+        ge=1,
+        le=100,
+        description="each variant is measured so often, in the order A B C, C B A, …; they share min_s",
+    )
+    cooldown_s: float = Field(default=0.0, ge=0, le=3600, description="rest of the device before each measurement")
     threads: int = Field(default=1, ge=1, le=1024, description="threads of the engine")
     score_on: Literal["test", "val", "none"] = Field(
         default="test", description="part that the exported file is scored on, on the device"

@@ -40,12 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
     print(terminal.table(report))
     for file in files:
         print(file)
-    if outcome.failures:
-        print(
-            f"{len(outcome.failures)} of the steps failed; their reasons stand in the table and the report.",
-            file=sys.stderr,
-        )
-    return 1 if outcome.failures else 0
+    if outcome.failed:
+        count = "one variant" if len(outcome.failed) == 1 else f"{len(outcome.failed)} variants"
+        print(f"{count} failed: the reasons stand in the table and the report.", file=sys.stderr)
+    return 1 if outcome.failed else 0
 
 
 def _options(arguments: argparse.Namespace) -> list[str]:

@@ -43,7 +43,7 @@ def test_resnet20_scores_as_published_on_every_format(
         assert round(made[form]["top1"] * 9980) == pytest.approx(9155, abs=2)
     for form in ("onnx-int8", "tflite-int8"):
         assert made[form]["top1"] == pytest.approx(0.9173, abs=0.01)
-    assert made["onnx-fp32"]["train_seconds"] == 0
+    assert made["onnx-fp32"]["train_seconds"] is None, "the weights came from a file: nothing was trained here"
 
 
 @pytest.mark.sshd

@@ -34,7 +34,7 @@ def test_a_study_is_done_once(edgecompress: Edgecompress, small_study: Path, tmp
     for (recipe, form, _), row in made.items():
         assert row["status"] == "ok" and row["scored_on"] and row["top1"] > 0.8
         assert row["latency_ms_p50"] > 0 and row["latency_ms_low"] <= row["latency_ms_p50"] <= row["latency_ms_high"]
-        assert row["energy_mj"] is None and "no sensor" in row["reason_energy"], row
+        assert row["energy_mj"] is None and "no sensor" in row["energy_reason"], row
         assert (row["nonzero_params"] < 0.6 * row["params"]) == (recipe == "half")
         assert (row["file_bytes"] < 0.5 * made[recipe, "onnx-fp32", "local"]["file_bytes"]) == (form == "onnx-int8")
 
