@@ -77,10 +77,20 @@ def make_job(
         score=images is not None and measure.score_on != "none",
         score_images=measure.score_images,
         sensor=profile.sensor,
-        sensor_options={},
+        sensor_options=profile.sensor_options,
+        power=power_plan(profile, measure),
+        profile_ops=measure.profile_ops,
         deadline_s=measure.timeout_s,
     )
     return job, files
+
+
+def power_plan(profile: DeviceProfile, measure: MeasureSpec) -> wire.PowerPlan | None:
+    """How the agent measures power; None where nothing reads it, or nobody asks. What a meter at the workstation changes in
+    it is known once the meter is open: the session does that."""
+    if profile.sensor == "none" or measure.power is None:
+        return None
+    return wire.PowerPlan(**measure.power.model_dump())
 
 
 def score(predictions: Sequence[Sequence[int]], labels: np.ndarray, split: str, num_classes: int) -> Accuracy:

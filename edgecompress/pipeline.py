@@ -217,7 +217,7 @@ class _Run:
     def _measure(self, variant: Variant, number: int, label: str) -> Round:
         from edgecompress_agent import wire
 
-        from edgecompress import measurement
+        from edgecompress import measurement, operators
 
         artifact = self.dir.record("artifact", variant.artifact.key, Artifact)
         assert artifact is not None
@@ -235,7 +235,9 @@ class _Run:
             with self.progress.task(f"cooling before {label}", total=None):
                 time.sleep(self.study.measure.cooldown_s)
         started = time.monotonic()
-        result = session.measure(job, files, progress=self.progress, label=label)
+        result = operators.measure(
+            session, job, files, self.dir.path(artifact.file), progress=self.progress, label=label
+        )
         if result.status != "ok":
             raise StepFailed(result.reason or "the agent gave no reason")
         return Round(wire.to_json(job), wire.to_json(result), time.monotonic() - started)

@@ -31,7 +31,7 @@ MODEL_CODE = (
     "compress/contract.py",
 )
 EXPORT_CODE = ("export", "masks.py", "data", "records.py")
-MEASURE_CODE = ("measurement.py", "rounds.py", "records.py")
+MEASURE_CODE = ("measurement.py", "rounds.py", "records.py", "operators.py")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from edgecompress_agent import sensors
+from edgecompress_agent.errors import AgentError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from edgecompress import plugins
@@ -189,6 +191,28 @@ class Step(Spec):
         return self
 
 
+class PowerSpec(Spec):
+    """The power pass of a measurement, where the device profile names a sensor: idle, windows of inferences, idle."""
+
+    window_s: float = Field(default=10.0, gt=0, le=86400, description="seconds of one window, at least")
+    min_samples: int = Field(
+        default=100,
+        ge=0,
+        le=10**6,
+        description="readings of the sensor in one window, at least: it lasts longer for them",
+    )
+    windows: int = Field(default=5, ge=1, le=1000, description="windows, whose spread gives the interval")
+    idle_s: float = Field(default=5.0, ge=0, le=3600, description="seconds of idle before and after the windows")
+    settle_s: float = Field(default=0.5, ge=0, le=600, description="seconds let go by between idle and load")
+    max_window_s: float = Field(default=120.0, gt=0, le=86400, description="seconds of one window, at most")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PowerSpec:
+        if self.max_window_s < self.window_s:
+            raise ValueError(f"max_window_s ({self.max_window_s:g}) is less than window_s ({self.window_s:g})")
+        return self
+
+
 class MeasureSpec(Spec):
     """How a variant is measured on a device."""
 
@@ -209,6 +233,12 @@ class MeasureSpec(Spec):
         default="test", description="part that the exported file is scored on, on the device"
     )
     score_images: int | None = Field(default=None, ge=1, description="score the first so many images only")
+    power: PowerSpec | None = Field(
+        default_factory=PowerSpec, description="how power is measured on devices that have a sensor; null: it is not"
+    )
+    profile_ops: bool = Field(
+        default=False, description="also the time of each operator, as far as the engine tells it (docs/profiling.md)"
+    )
     timeout_s: float = Field(
         default=1800.0, gt=0, description="a measurement that takes longer is stopped by the agent"
     )
@@ -310,9 +340,18 @@ class DeviceProfile(Spec):
     cpus: tuple[int, ...] | None = Field(
         default=None, description="CPUs to pin the measurement to; default: no pinning"
     )
-    sensor: Literal["none"] = Field(default="none", description="what reads power")
-    scope: str | None = Field(
-        default=None, description="what the sensor's reading includes: module, board, usb-input, pmic-rails"
+    sensor: str = Field(
+        default="none", description="what reads power: a sensor of the agent (docs/sensors.md), or auto"
+    )
+    sensor_options: dict[str, Any] = Field(default={}, description="the sensor's options (docs/sensors.md)")
+    meter_at: Literal["device", "host"] = Field(
+        default="device", description="host: the sensor is a meter that hangs at this machine"
+    )
+    scope: Literal["module", "board", "usb-input", "pmic-rails", "cpu-package"] | None = Field(
+        default=None, description="what the reading includes, for a sensor that only knows that it is wired somewhere"
+    )
+    battery_wh: float | None = Field(
+        default=None, gt=0, description="energy of the battery, for the hours that it lasts"
     )
     connect_timeout_s: float = Field(default=15.0, gt=0)
     reconnect_s: float = Field(
@@ -327,6 +366,12 @@ class DeviceProfile(Spec):
             raise ValueError("transport ssh needs 'host'")
         if self.transport == "local" and given:
             raise ValueError(f"{', '.join(given)} need transport: ssh")
+        if self.meter_at == "host" and self.sensor == "none":
+            raise ValueError("meter_at: host needs a sensor")
+        try:
+            sensors.check_options(self.sensor, self.sensor_options, sensors.find(self.sensor).OPTIONS)
+        except AgentError as error:
+            raise ValueError(str(error)) from None
         if self.int8_activations == "auto":
             chosen = for_this_machine() if self.transport == "local" else "int8"
             object.__setattr__(self, "int8_activations", chosen)

@@ -7,6 +7,7 @@ status ROOT JOB_ID    → Status
 cancel ROOT JOB_ID    → Status
 clean ROOT JOB_ID     → {"removed": bool}
 prune ROOT DAYS       → {"removed": how many files and jobs, "bytes": of them}
+clock ROOT            → Clock
 
 What cannot be done is {"error": a sentence}, exit status 1. `_work` and `_probe` are the agent's own processes.
 """
@@ -48,6 +49,12 @@ def _prune(base: Path, days: str) -> Dict[str, int]:
     return {"removed": removed, "bytes": freed}
 
 
+def _clock(base: Path) -> wire.Clock:
+    from edgecompress_agent.clock import now
+
+    return now()
+
+
 def _work(base: Path, job_id: str) -> None:
     from edgecompress_agent.worker import work
 
@@ -62,6 +69,7 @@ _VERBS: Dict[str, Tuple[int, Callable[..., Any]]] = {
     "cancel": (1, supervisor.cancel),
     "clean": (1, lambda base, job_id: {"removed": store.clean(base, job_id)}),
     "prune": (1, _prune),
+    "clock": (0, _clock),
     "_work": (1, _work),
 }
 """Verb → (number of arguments after ROOT, function)."""

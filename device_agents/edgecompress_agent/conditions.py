@@ -20,6 +20,9 @@ from edgecompress_agent.wire import Conditions
 _ABSENT_C = -200.0
 """Jetson's thermal zones answer -256 °C for a sensor that is switched off."""
 
+INT8_INSTRUCTIONS = ("avx512_vnni", "avx_vnni", "avx2", "i8mm", "asimddp")
+"""The kernel's names of what makes int8 fast, the fastest first on each architecture; avx2 and plain NEON have no dot product."""
+
 
 def read(phase: str, filesystem: Path = Path("/")) -> Conditions:
     """The conditions now. Takes some ms (up to 2 s where a firmware tool hangs): never inside a timed part.
@@ -52,6 +55,7 @@ def read(phase: str, filesystem: Path = Path("/")) -> Conditions:
         power_mode=_power_mode(sys),
         cpu_busy_s=_busy(_text(proc / "stat") or ""),
         worker_cpu_s=time.process_time(),
+        int8_instructions=_int8_instructions(cpuinfo),
     )
 
 
@@ -164,6 +168,15 @@ def _kib(meminfo: str, key: str) -> Optional[int]:
 def _power_mode(sys: Path) -> Optional[str]:
     jetson = re.search(r"NV Power Mode:\s*(\S+)", _tool("nvpmodel", "-q") or "")
     return jetson.group(1) if jetson else _text(sys / "firmware" / "acpi" / "platform_profile")
+
+
+def _int8_instructions(cpuinfo: str) -> Optional[Tuple[str, ...]]:
+    """x86 lists them in `flags`, ARM in `Features`; those that every core has. None where there is no such line."""
+    lines = re.findall(r"^(?:flags|Features)\s*:(.*)$", cpuinfo, re.MULTILINE)
+    if not lines:
+        return None
+    common = set.intersection(*(set(line.split()) for line in lines))
+    return tuple(name for name in INT8_INSTRUCTIONS if name in common)
 
 
 def _busy(stat: str) -> Optional[float]:

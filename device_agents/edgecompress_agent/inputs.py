@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Optional, Sequence, Tuple
 
 import numpy as np
@@ -80,6 +81,27 @@ def to_dtype(values: Array, tensor: TensorInfo) -> Array:
             f"the input {tensor.name!r} is {tensor.dtype} without a scale: normalised images do not fit it"
         )
     return values.astype(dtype)
+
+
+def with_batch(tensor: TensorInfo, batch: int, *, resizable: bool) -> TensorInfo:
+    """The input as it is for so many at once. resizable: the engine can change a first dimension of 1. AgentError: it is
+    fixed."""
+    if not tensor.shape or (batch == 1 and tensor.shape[0] is not None):
+        return tensor
+    if tensor.shape[0] in (None, batch) or (tensor.shape[0] == 1 and resizable):
+        return replace(tensor, shape=(batch, *tensor.shape[1:]))
+    raise AgentError(
+        f"the input {tensor.name!r} has shape {_shape(tensor)}: it takes no batch of {batch}, its first dimension is fixed"
+    )
+
+
+def check_batch(outputs: Sequence[Array], batch: int) -> None:
+    """AgentError when an output has not as many rows as were put in: then the file does not compute the batch."""
+    for output in outputs if batch > 1 else ():
+        if output.shape[:1] != (batch,):
+            raise AgentError(
+                f"of a batch of {batch} the file puts out {tuple(output.shape)}: it does not compute a batch"
+            )
 
 
 def random_input(tensor: TensorInfo, generator: Any) -> Array:

@@ -1,4 +1,4 @@
-"""The worker: load, warm up, time in blocks, then score. It runs in a process of its own, watched by the supervisor.
+"""The worker: load, warm up, time in blocks, measure power, then score. It runs in a process of its own, watched by the supervisor.
 
 Timed is only `engine.step`: inputs are converted before, nothing is written, the collector is off, the storage is there.
 """
@@ -13,9 +13,10 @@ from array import array
 from pathlib import Path
 from typing import Any, List, Optional, Sequence, Tuple
 
-from edgecompress_agent import conditions, engines, progress, sensors, store, wire
+from edgecompress_agent import conditions, engines, power, profiling, progress, sampler, store, wire
 from edgecompress_agent.engines import Engine
 from edgecompress_agent.errors import AgentError
+from edgecompress_agent.sensors import none
 
 LEAST_PER_BLOCK = 10
 MOST_INFERENCES = 2_000_000
@@ -32,6 +33,7 @@ class _Plan:
         self._directory, self._job, self._images = directory, job, images
         self.inference_s = 0.0
         self._done_s = 0.0
+        self._power_s = power.expected_s(job.power, 0.0) if job.power is not None and power.wanted(job) else 0.0
 
     @property
     def block_s(self) -> float:
@@ -42,13 +44,20 @@ class _Plan:
         self._write(phase, self._done_s, phase_s)
         self._done_s += phase_s
 
+    def begin_power(self, power_s: float) -> None:
+        """The power pass begins: now it is known how long it takes with this sensor."""
+        self._power_s = power_s
+        self._write("measuring power", self._done_s, power_s, quiet=True)
+        self._done_s += power_s
+
     def begin_scoring(self, image: int) -> None:
         """The scoring has come to this image."""
         self._write("scoring", self._done_s + image * self.inference_s, (self._images - image) * self.inference_s)
 
-    def _write(self, phase: str, done_s: float, phase_s: float) -> None:
-        total_s = self._job.warmup_s + self._job.blocks * self.block_s + self._images * self.inference_s
-        progress.write(self._directory, phase, done_s=done_s, phase_s=phase_s, total_s=max(total_s, done_s + phase_s))
+    def _write(self, phase: str, done_s: float, phase_s: float, *, quiet: bool = False) -> None:
+        timed_s = self._job.warmup_s + self._job.blocks * self.block_s
+        total_s = max(timed_s + self._power_s + self._images * self.inference_s, done_s + phase_s)
+        progress.write(self._directory, phase, done_s=done_s, phase_s=phase_s, total_s=total_s, quiet=quiet)
 
 
 def measure(base: Path, job: wire.Job, *, agent_sha256: str) -> wire.Result:
@@ -56,10 +65,11 @@ def measure(base: Path, job: wire.Job, *, agent_sha256: str) -> wire.Result:
     started_unix_s = time.time()
     directory = store.job_dir(base, job.job_id)
     progress.write(directory, "loading")
+    spare_cpus = sampler.spare_cpus(job.cpus)
     _pin(job.cpus)
     before = conditions.read("before")
     path = store.whole_blob(base, job.artifact)
-    sensor = sensors.open_sensor(job.sensor, job.sensor_options)
+    power.refuse_unknown(job)
     module = engines.find(job.engine)
     module.found()  # the library's import is not part of the model's loading time
     clock = time.monotonic_ns
@@ -71,13 +81,15 @@ def measure(base: Path, job: wire.Job, *, agent_sha256: str) -> wire.Result:
 
     images = None if job.images is None else inputs.load_images(store.whole_blob(base, job.images))
     convert = None if images is None else inputs.ImageInput(engine.info.inputs, images.shape[1:], job)
-    feeds = [engine.prepare(arrays) for arrays in _pool(engine, images, convert)]
+    pool = _pool(engine, images, convert, job.batch)
+    feeds = [engine.prepare(arrays) for arrays in pool]
     warnings = _notes(engine, convert)
     scored = 0 if images is None or not job.score else min(len(images), job.score_images or len(images))
 
     at = clock()
-    engine.step(feeds[0])
+    outputs = engine.step(feeds[0])
     first_ns = clock() - at
+    inputs.check_batch(outputs, job.batch)
     plan = _Plan(directory, job, scored)
     plan.inference_s = first_ns / 1e9
     plan.begin("warming up", job.warmup_s)
@@ -87,30 +99,44 @@ def measure(base: Path, job: wire.Job, *, agent_sha256: str) -> wire.Result:
     plan.inference_s = min(warmup) / 1e9
     warm = conditions.read("warm")
     blocks: List[wire.Block] = []
-    with sensor:
-        for number in range(job.blocks):
-            plan.begin(f"timing, block {number + 1} of {job.blocks}", plan.block_s)
-            start = clock()
-            latencies, cut = _timed(
-                engine, feeds, job.min_s / job.blocks,
-                at_least=LEAST_PER_BLOCK, at_most=max(MOST_INFERENCES // job.blocks, LEAST_PER_BLOCK),
-                expected_ns=min(warmup),
-            )  # fmt: skip
-            blocks.append(wire.Block(start, tuple(latencies)))
-            if cut:
-                warnings.append(f"block {number + 1} ended early, after {len(latencies)} inferences")
+    during: Tuple[wire.Conditions, ...] = ()
+    for number in range(job.blocks):
+        if number and number == job.blocks // 2:
+            during = (conditions.read("during"),)
+        plan.begin(f"timing, block {number + 1} of {job.blocks}", plan.block_s)
+        start = clock()
+        latencies, cut = _timed(
+            engine, feeds, job.min_s / job.blocks,
+            at_least=LEAST_PER_BLOCK, at_most=max(MOST_INFERENCES // job.blocks, LEAST_PER_BLOCK),
+            expected_ns=min(warmup),
+        )  # fmt: skip
+        blocks.append(wire.Block(start, tuple(latencies)))
+        if cut:
+            warnings.append(f"block {number + 1} ended early, after {len(latencies)} inferences")
     after = conditions.read("after")
     peak = _peak_rss_bytes()
+    measured, heated = (
+        power.Outcome(reason=none.REASON if job.sensor == "none" else "the job did not ask for power"),
+        after,
+    )
+    if power.wanted(job):
+        measured = power.measure(engine, feeds, job, cpus=spare_cpus, begin=plan.begin_power)
+        heated = conditions.read("power")
     predictions = None
     if scored and images is not None and convert is not None:
         predictions, note = _score(engine, convert, images, scored, plan)
         warnings += note
+    operators = operators_reason = None
+    if job.profile_ops:
+        plan.begin("timing operators", 2 * profiling.PASS_S)
+        pieces = None if job.pieces is None else store.whole_blob(base, job.pieces)
+        operators, operators_reason = profiling.profile(job, path, pieces, pool, directory)
     return wire.Result(
         job_id=job.job_id,
         agent_sha256=agent_sha256,
         status="ok",
         engine=engine.info,
-        conditions=(before, warm, after),
+        conditions=(before, warm, *during, after, *((heated,) if heated is not after else ())),
         warmup_ns=tuple(warmup),
         blocks=tuple(blocks),
         predictions=predictions,
@@ -118,9 +144,13 @@ def measure(base: Path, job: wire.Job, *, agent_sha256: str) -> wire.Result:
         first_inference_ns=first_ns,
         peak_rss_bytes=peak,
         sensor=job.sensor,
-        sensor_reason=sensor.reason,
+        power=measured.power,
+        power_reason=measured.reason,
+        windows=measured.windows,
+        operators=operators,
+        operators_reason=operators_reason,
         started_unix_s=started_unix_s,
-        warnings=(*conditions.changes(before, after), *conditions.crowding(warm, after), *warnings),
+        warnings=(*conditions.changes(before, heated), *conditions.crowding(warm, after), *warnings),
     )
 
 
@@ -139,17 +169,18 @@ def _pin(cpus: Optional[Tuple[int, ...]]) -> None:
         ) from None
 
 
-def _pool(engine: Engine, images: Any, convert: Any) -> List[Sequence[Any]]:
+def _pool(engine: Engine, images: Any, convert: Any, batch: int) -> List[Sequence[Any]]:
     """Inputs ready for `prepare`: of the first images, or seeded random ones."""
     import numpy as np
 
-    from edgecompress_agent.inputs import random_input
+    from edgecompress_agent.inputs import random_input, with_batch
 
+    tensors = [with_batch(t, batch, resizable=engine.info.name == "litert") for t in engine.info.inputs]
     pool: List[Sequence[Any]] = []
     generator = np.random.default_rng(_SEED)
     for i in range(_POOL if images is None else min(_POOL, len(images))):
         if images is None:
-            pool.append([random_input(tensor, generator) for tensor in engine.info.inputs])
+            pool.append([random_input(tensor, generator) for tensor in tensors])
         else:
             pool.append([convert(images[i : i + 1])])
         if (i + 2) * sum(array.nbytes for array in pool[0]) > _POOL_BYTES:

@@ -14,10 +14,19 @@ FILE = "progress.json"
 
 
 def write(
-    directory: Path, phase: str, *, done_s: float = 0.0, phase_s: float = 0.0, total_s: Optional[float] = None
+    directory: Path,
+    phase: str,
+    *,
+    done_s: float = 0.0,
+    phase_s: float = 0.0,
+    total_s: Optional[float] = None,
+    quiet: bool = False,
 ) -> None:
-    """A phase begins now. done_s: what all earlier ones took or stood for, phase_s: expected of this one, total_s: of all."""
-    value = {"phase": phase, "at_s": time.monotonic(), "done_s": done_s, "phase_s": phase_s, "total_s": total_s}
+    """A phase begins now. done_s: what all earlier ones took or stood for, phase_s: expected of this one, total_s: of all.
+    quiet: whoever asks how it stands would disturb it, and is told for how long to leave it alone."""
+    value = {
+        "phase": phase, "at_s": time.monotonic(), "done_s": done_s, "phase_s": phase_s, "total_s": total_s, "quiet": quiet
+    }  # fmt: skip
     store.write(directory / FILE, json.dumps(value).encode(), durable=False)
 
 
@@ -33,4 +42,10 @@ def read(directory: Path) -> Status:
     # CLOCK_MONOTONIC is one clock for all processes of a boot
     elapsed = min(max(0.0, time.monotonic() - value["at_s"]), value["phase_s"])
     done, total = value["done_s"] + elapsed, max(value["total_s"], 1e-9)
-    return Status(state, phase=value["phase"], fraction=min(done / total, 1.0), seconds_left=max(total - done, 0.0))
+    return Status(
+        state,
+        phase=value["phase"],
+        fraction=min(done / total, 1.0),
+        seconds_left=max(total - done, 0.0),
+        quiet_s=value["phase_s"] - elapsed if value["quiet"] else None,
+    )

@@ -118,6 +118,23 @@ class Agent:
             )
         return answer
 
+    def clock(self) -> tuple[int, wire.Clock, int]:
+        """The device's monotonic clock, between this machine's before the question and after the answer, in ns."""
+        argv = [self.python, "-I", self._path, "clock", self.root]
+
+        def once(transport: Transport) -> tuple[int, bytes, int]:
+            before_ns = time.monotonic_ns()
+            done = transport.run(argv, None, VERB_S)
+            return before_ns, done.stdout, time.monotonic_ns()
+
+        before_ns, answer, after_ns = self.again(once)
+        try:
+            return before_ns, wire.decode(wire.Clock, answer.strip().rpartition(b"\n")[2]), after_ns
+        except wire.WireError as error:
+            raise DeviceError(
+                f"{self.profile.name}: the agent's answer to clock: {readable(str(error), 500)}"
+            ) from None
+
     def _check_python(self) -> None:
         """UserError when the interpreter is missing or too old, which the agent itself may be unable to say."""
         program = "import sys; print('%d.%d' % tuple(sys.version_info[:2]))"

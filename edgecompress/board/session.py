@@ -14,8 +14,10 @@ from pathlib import Path
 from types import TracebackType
 
 from edgecompress_agent import wire
+from edgecompress_agent.errors import AgentError
 
 from edgecompress.board.agent import VERB_S, Agent, open_agent
+from edgecompress.board.hostmeter import HostMeter
 from edgecompress.board.transport import DeviceError, readable
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.progress import SILENT, Progress, Task
@@ -31,6 +33,9 @@ measured there: it is done twice at the beginning, and then rarely."""
 
 _AFTER_DEADLINE_S = 120.0
 """The agent ends a job at its deadline by itself; the host waits so much longer before it steps in."""
+
+_QUIET_LOOK_S = 10.0
+"""While power is measured, even looking for the file is done rarely, and asking for the status not at all."""
 
 _WAIT_FOR_BOARD_S = 6 * 3600.0
 _STARTS = 2
@@ -72,11 +77,25 @@ class Session:
         with progress.task(label or f"measuring on {self.profile.name}", total=1.0) as task:
             self._agent.notice = task.describe
             try:
-                return self._measure(job, blobs, task)
+                if self.profile.meter_at == "host" and job.power is not None:
+                    return scoped(self._measure_with_meter(job, blobs, task), self.profile.scope)
+                return scoped(self._measure(job, blobs, task), self.profile.scope)
             finally:
                 self._agent.notice = lambda text: None
 
-    def _measure(self, job: wire.Job, blobs: Mapping[str, Path], task: Task) -> wire.Result:
+    def _measure_with_meter(self, job: wire.Job, blobs: Mapping[str, Path], task: Task) -> wire.Result:
+        """With the meter at this machine. One that cannot be opened is a reason, and the rest is measured."""
+        try:
+            meter = HostMeter(self.profile, self._agent)
+        except (AgentError, OSError) as error:
+            result = self._measure(dataclasses.replace(job, sensor="none", sensor_options={}, power=None), blobs, task)
+            return dataclasses.replace(result, sensor=self.profile.sensor, power_reason=str(error))
+        with meter:
+            return meter.join(self._measure(meter.job(job), blobs, task, meter))
+
+    def _measure(
+        self, job: wire.Job, blobs: Mapping[str, Path], task: Task, meter: HostMeter | None = None
+    ) -> wire.Result:
         agent, encoded = self._agent, wire.encode(job)
         directory = f"{agent.root}/jobs/{job.job_id}"
         status = agent.ask(wire.Status, "status", job.job_id)
@@ -98,7 +117,7 @@ class Session:
                 agent.again(lambda t: t.put(encoded, f"{directory}/job.json"))
                 status = agent.ask(wire.Status, "start", job.job_id)
             else:
-                status = self._wait(job, f"{directory}/result.json", task)
+                status = self._wait(job, f"{directory}/result.json", task, meter)
         data = agent.again(lambda t: t.get(f"{directory}/result.json"))
         try:
             result = wire.decode(wire.Result, data)
@@ -112,7 +131,8 @@ class Session:
         return dataclasses.replace(
             result,
             reason=result.reason and readable(result.reason, 4000),
-            sensor_reason=result.sensor_reason and readable(result.sensor_reason, 4000),
+            power_reason=result.power_reason and readable(result.power_reason, 4000),
+            operators_reason=result.operators_reason and readable(result.operators_reason, 4000),
             warnings=tuple(readable(text, 4000) for text in result.warnings),
         )
 
@@ -128,7 +148,7 @@ class Session:
             return False
 
     def _send_blobs(self, job: wire.Job, blobs: Mapping[str, Path], task: Task) -> None:
-        agent, wanted = self._agent, {b.sha256: b for b in (job.artifact, job.images) if b is not None}
+        agent, wanted = self._agent, {b.sha256: b for b in (job.artifact, job.images, job.pieces) if b is not None}
         timeout_s = VERB_S + sum(b.bytes for b in wanted.values()) / _HASH_BYTES_PER_S
         for attempt in range(3):
             answer = agent.verb("have", stdin=json.dumps(list(wanted)).encode(), timeout_s=timeout_s)
@@ -147,17 +167,25 @@ class Session:
                 task.describe(f"sending {blob.name} ({blob.bytes / 1e6:.1f} MB)")
                 agent.again(lambda t, blob=blob: t.put(blobs[blob.sha256], f"{agent.root}/blobs/{blob.sha256}"))  # type: ignore[misc]
 
-    def _wait(self, job: wire.Job, result: str, task: Task) -> wire.Status:
+    def _wait(self, job: wire.Job, result: str, task: Task, meter: HostMeter | None) -> wire.Status:
         """Until there is a result, or the agent says that there will be none. The task follows the agent's estimate."""
         status = wire.Status("running")
         began = asked_at = running_since = time.monotonic()
         asked, shown, pause_s = 0, 0.0, 0.1
-        while not self._agent.again(lambda t: t.exists(result)):
+        looked_at = quiet_until = 0.0
+        while True:
             now = time.monotonic()
+            if now >= quiet_until or now - looked_at >= _QUIET_LOOK_S:
+                if self._agent.again(lambda t: t.exists(result)):
+                    break
+                looked_at = now
             due = began + _STATUS_AT_S[asked] if asked < len(_STATUS_AT_S) else asked_at + _STATUS_EVERY_S
-            if now >= due:
+            if now >= max(due, quiet_until):
                 status = self._agent.ask(wire.Status, "status", job.job_id)
                 asked, asked_at = asked + 1, now
+                quiet_until = now + min(status.quiet_s or 0.0, job.deadline_s)
+                if meter is not None and status.state in ("running", "waiting") and status.quiet_s is None:
+                    meter.between()
                 if status.state == "done":
                     break
                 if status.state not in ("running", "waiting"):
@@ -201,6 +229,18 @@ class Session:
 def connect(profile: DeviceProfile) -> Session:
     """A session with the device. UserError: a person has to act first (host key, login). StepFailed: it does not answer."""
     return Session(profile, open_agent(profile))
+
+
+def scoped(result: wire.Result, scope: str | None) -> wire.Result:
+    """The result with the scope that the device profile gives, for a sensor that cannot know its own; any other's stands."""
+    if scope is None or result.power is None or result.power.trace.info.scope == scope:
+        return result
+    trace = result.power.trace
+    if trace.info.scope != "as-wired":
+        warning = f"the device profile says scope {scope}; {trace.info.name} reads that of the {trace.info.scope}, which stands"
+        return dataclasses.replace(result, warnings=(*result.warnings, warning))
+    trace = dataclasses.replace(trace, info=dataclasses.replace(trace.info, scope=scope))
+    return dataclasses.replace(result, power=dataclasses.replace(result.power, trace=trace))
 
 
 def _fraction(status: wire.Status, since_s: float) -> float:

@@ -113,10 +113,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     export.add_argument("--out", type=Path, required=True, metavar="DIR")
 
-    profile = verb("profile", "Measure any .onnx or .tflite file on a device, with random inputs.", "devices")
+    profile = verb("profile", "Measure any .onnx or .tflite file on a device, with random inputs.", "profiling")
     profile.add_argument("artifact", type=Path, metavar="ARTIFACT")
     profile.add_argument("--device", default="local", metavar="D")
-    profile.add_argument("--threads", type=int, default=1)
+    profile.add_argument(
+        "--threads", type=_numbers, default=(1,), metavar="N[,N...]", help="each is measured; default 1"
+    )
+    profile.add_argument(
+        "--batch", type=_numbers, default=(1,), metavar="N[,N...]", help="inputs at once; each is measured; default 1"
+    )
+    profile.add_argument(
+        "--profile-ops", action="store_true", help="also the time of each operator, as far as the engine tells it"
+    )
     profile.add_argument("--warmup-s", type=float, default=1.0)
     profile.add_argument("--min-s", type=float, default=5.0)
     profile.add_argument("--blocks", type=int, default=5)
@@ -144,6 +152,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     methods = verb("methods", "List the compression methods, or describe one with its parameters.", "models")
     methods.add_argument("name", nargs="?", metavar="NAME")
     return parser.parse_args(argv)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """`1,2,4` as numbers of 1 or more, each once."""
+    try:
+        numbers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1 or len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different numbers of 1 or more, as in 1,2,4")
+    return numbers
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:

@@ -40,8 +40,8 @@ def count_onnx(path: Path) -> Census:
     graph = model.graph
     if not graph.input or not graph.output:
         raise UserError("has no input or no output", where=str(path), fix="Give an .onnx file of a network.")
-    nodes = list(_nodes(graph))
-    constants = _Constants(graph, nodes)
+    nodes = list(graph_nodes(graph))
+    constants = Constants(graph, nodes)
     float_layers: list[str] = []
     seen: set[str] = set()
     weights = zeros = 0
@@ -50,7 +50,7 @@ def count_onnx(path: Path) -> Census:
         if index is None:
             continue
         if node.op_type in _LAYERS and not constants.dequantised(node):
-            float_layers.append(_layer_name(node))
+            float_layers.append(layer_name(node))
         stored = constants.stored(node.input[index])
         if stored is not None and stored not in seen:
             seen.add(stored)
@@ -96,20 +96,20 @@ def as_run(path: Path, *, int8_activations: bool) -> AsRun:
         options.optimized_model_filepath = str(optimised)
         options.add_session_config_entry("session.qdqisint8allowed", "1" if int8_activations else "0")
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        nodes = list(_nodes(onnx.load(str(optimised)).graph))
-    layers = [_layer_name(node) for node in nodes if node.op_type in (*_LAYERS, *_FUSED_LAYERS)]
+        nodes = list(graph_nodes(onnx.load(str(optimised)).graph))
+    layers = [layer_name(node) for node in nodes if node.op_type in (*_LAYERS, *_FUSED_LAYERS)]
     return AsRun(dict(sorted(Counter(node.op_type for node in nodes).items())), unique(layers))
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+def graph_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
     """The nodes of a graph and of the graphs in its attributes (branches, loops)."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
+                yield from graph_nodes(attribute.g)
             for inner in attribute.graphs:
-                yield from _nodes(inner)
+                yield from graph_nodes(inner)
 
 
 def _type_name(code: int) -> str:
@@ -118,7 +118,7 @@ def _type_name(code: int) -> str:
     return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code)))
 
 
-def _layer_name(node: onnx.NodeProto) -> str:
+def layer_name(node: onnx.NodeProto) -> str:
     """`/layer1/layer1.0/conv1/Conv` → `layer1.0.conv1`: the exporter's scopes repeat the prefix inside a Sequential."""
     scopes = [part for part in node.name.split("/") if part]
     if len(scopes) < 2:
@@ -132,7 +132,7 @@ def _layer_name(node: onnx.NodeProto) -> str:
     return ".".join(path)
 
 
-class _Constants:
+class Constants:
     """The stored tensors of a graph, found from a layer's input through dequantisation and transposition."""
 
     def __init__(self, graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:

@@ -13,14 +13,14 @@ import numpy as np
 from edgecompress.errors import UserError
 from edgecompress.export.census import Census, unique, zeros_of
 
-_LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D", "FULLY_CONNECTED", "BATCH_MATMUL")
+LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D", "FULLY_CONNECTED", "BATCH_MATMUL")
 """Their weights are input 1; the other operand is input 0, but input 2 for TRANSPOSE_CONV."""
 
 _IDENTIFIER = b"TFL3"
 
 
-def count_tflite(path: Path) -> Census:
-    """The census of a .tflite file. UserError when it cannot be read, or the package that knows the format is missing."""
+def read_model(path: Path) -> tuple[Any, Any, bytes]:
+    """(the file as objects, the module of the schema, the bytes). UserError as in `count_tflite`."""
     try:
         from ai_edge_litert import schema_py_generated as schema
     except ModuleNotFoundError:
@@ -35,7 +35,13 @@ def count_tflite(path: Path) -> Census:
         raise UserError(
             f"cannot be read as TFLite: {error}", where=str(path), fix="Give a whole .tflite file."
         ) from None
-    builtin = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+    return model, schema, raw
+
+
+def count_tflite(path: Path) -> Census:
+    """The census of a .tflite file. UserError when it cannot be read, or the package that knows the format is missing."""
+    model, schema, raw = read_model(path)
+    builtin = builtin_names(schema)
     types = {code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
     operators: Counter[str] = Counter()
     float_layers: list[str] = []
@@ -44,14 +50,14 @@ def count_tflite(path: Path) -> Census:
     for graph in model.subgraphs:
         for operator in graph.operators:
             code = model.operatorCodes[operator.opcodeIndex]
-            name = _operator_name(code, builtin)
+            name = operator_name(code, builtin)
             operators[name] += 1
-            if name not in _LAYERS:
+            if name not in LAYERS:
                 continue
             data = graph.tensors[operator.inputs[2 if name == "TRANSPOSE_CONV" else 0]]
             weight = graph.tensors[operator.inputs[1]]
             if types[data.type].startswith("float"):
-                float_layers.append(_layer_name(weight.name, graph.tensors[operator.outputs[0]].name))
+                float_layers.append(layer_name(weight.name, graph.tensors[operator.outputs[0]].name))
             values = _values(raw, model.buffers[weight.buffer], types[weight.type])
             if values is not None and weight.buffer not in seen:
                 seen.add(weight.buffer)
@@ -78,7 +84,12 @@ def _zero_points(points: Any, quantisation: Any) -> tuple[np.ndarray | None, int
     return np.asarray(points), int(quantisation.quantizedDimension)
 
 
-def _operator_name(code: Any, builtin: dict[int, str]) -> str:
+def builtin_names(schema: Any) -> dict[int, str]:
+    """The number of a built-in operator → its name."""
+    return {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+
+
+def operator_name(code: Any, builtin: dict[int, str]) -> str:
     """Old files hold the code in an 8-bit field, newer ones in a 32-bit one: the larger is meant (as in the schema)."""
     number = max(code.builtinCode, code.deprecatedBuiltinCode)
     if code.customCode:
@@ -97,7 +108,7 @@ def _values(raw: bytes, buffer: Any, kind: str) -> np.ndarray | None:
     return None if data is None or len(data) == 0 else np.asarray(data, np.uint8).view(np.dtype(kind))
 
 
-def _layer_name(*names: bytes) -> str:
+def layer_name(*names: bytes) -> str:
     """`…Wrapper/m.Net_wrapped/…Sequential_layer1/m.Block_0/…Conv2d_conv1;` → `layer1.0.conv1`; other names as they are.
 
     litert-torch writes the path of each module that was fused into a tensor, `class_name` by `class_name`. The last path of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from edgecompress.report import view
@@ -16,6 +17,8 @@ def render(document: dict[str, Any]) -> str:
     lines += ["", *(f"- {escape(sentence)}" for sentence in report.summary)]
     for table in (report.results, *report.comparisons):
         lines += ["", *_table(table)]
+    for table in report.operators:
+        lines += ["", *_table(replace(table, title=f"Time by operator: {escape(table.title)}"))]
     if report.failures:
         lines += [
             "",

@@ -10,11 +10,17 @@ from zlib import crc32
 from edgecompress_agent import wire
 
 from edgecompress import stats
+from edgecompress.energy import EnergySummary
 from edgecompress.records import Accuracy, Artifact
-from edgecompress.report import fields, findings
+from edgecompress.report import energies, fields, findings
 
 Row = dict[str, Any]
-PARETO = (("pareto_latency", "latency_ms_p50"), ("pareto_size", "file_bytes"), ("pareto_packed", "packed_bytes"))
+PARETO = (
+    ("pareto_latency", "latency_ms_p50"),
+    ("pareto_size", "file_bytes"),
+    ("pareto_packed", "packed_bytes"),
+    ("pareto_energy", "energy_mj"),
+)
 KINDS = ("vs_baseline", "vs_float", "vs_reference")
 
 
@@ -27,6 +33,7 @@ class Entry:
     accuracy: Accuracy | None
     result: wire.Result | None
     blocks_ms: tuple[tuple[float, ...], ...]
+    energy: EnergySummary | None = None
 
     @property
     def name(self) -> str:
@@ -96,6 +103,7 @@ def _compare(entry: Entry, other: Entry, seed: int) -> Row:
         comparison["speed_verdict"] = stats.speed_verdict(speedup)
     else:
         reasons.append(_absence(other if entry.blocks_ms else entry, "latency"))
+    comparison |= energies.comparison(other.energy, entry.energy)
     mine, theirs = entry.accuracy, other.accuracy
     if mine is None or theirs is None:
         reasons.append(_absence(other if mine else entry, "accuracy"))
@@ -161,7 +169,7 @@ def _consequences(entry: Entry, by_key: dict[tuple[str, str, str], Entry], basel
 
 
 def mark_pareto(entries: Sequence[Entry]) -> None:
-    """Set the three pareto flags: rows of a device that no other row beats in both figures (point estimates).
+    """Set the pareto flags: rows of a device that no other row beats in both figures (point estimates).
 
     None where a figure is missing: such a row is neither on the front nor beaten.
     """
@@ -172,7 +180,8 @@ def mark_pareto(entries: Sequence[Entry]) -> None:
             rows = [e.row for e in entries if e.row["device"] == device]
             rows = [r for r in rows if r["top1"] is not None and r[cost] is not None]
             for row in rows:
-                row[flag] = not any(_beats(other, row, cost) for other in rows)
+                rivals = [r for r in rows if cost != "energy_mj" or r["power_scope"] == row["power_scope"]]
+                row[flag] = not any(_beats(other, row, cost) for other in rivals)
 
 
 def _beats(other: Row, row: Row, cost: str) -> bool:
@@ -181,9 +190,9 @@ def _beats(other: Row, row: Row, cost: str) -> bool:
 
 
 def best(rows: Sequence[Row], baseline: str | None) -> list[Row]:
-    """Per device: the fastest and the smallest variant that lost no measurable accuracy against the baseline's float file.
+    """Per device: the fastest, smallest and most frugal variant that lost no measurable accuracy against the baseline's float file.
 
-    Indices into rows; None where no variant is also measurably faster (or smaller) than that file.
+    Indices into rows; None where no variant is also measurably faster (smaller, more frugal) than that file.
     """
     found = []
     for device in dict.fromkeys(r["device"] for r in rows):
@@ -199,6 +208,7 @@ def best(rows: Sequence[Row], baseline: str | None) -> list[Row]:
         ]
         faster = [(i, r) for i, r in kept if r["vs_reference"]["speed_verdict"] == "faster"]
         smaller = [(i, r) for i, r in kept if (r["vs_reference"]["size_ratio"] or 0) > 1]
+        frugal = [(i, r) for i, r in kept if r["vs_reference"]["energy_verdict"] == "less"]
         reason = None
         if baseline is None:
             reason = "the study has no recipe without steps to compare with"
@@ -209,6 +219,7 @@ def best(rows: Sequence[Row], baseline: str | None) -> list[Row]:
                 "device": device,
                 "fastest": _first(faster, lambda r: r["latency_ms_p50"]),
                 "smallest": _first(smaller, lambda r: r["file_bytes"]),
+                "least_energy": _first(frugal, lambda r: r["energy_mj"]),
                 "reason": reason,
             }
         )

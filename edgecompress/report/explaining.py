@@ -40,10 +40,31 @@ def method_of_measurement(document: dict[str, Any]) -> tuple[tuple[str, str], ..
         "Energy is given only where a sensor read it; otherwise it is stated as not measured and never as 0. Preprocessing, "
         "other batch sizes, other numbers of threads, and other loads on the device were not measured."
     )
+    energy = _energy(document, percent)
     return (
         ("Accuracy", accuracy),
         ("Latency", latency),
+        *((("Energy", energy),) if energy else ()),
         ("Size and arithmetic", size),
         ("Parity", parity),
         ("Not measured", missing),
+    )
+
+
+def _energy(document: dict[str, Any], percent: str) -> str:
+    """Empty when no variant has an energy."""
+    rows = [r for r in document["rows"] if r["energy_mj"] is not None]
+    if not rows:
+        return ""
+    scopes = sorted({r["power_scope"] for r in rows})
+    replayed = (
+        " The power is a recorded trace that was replayed." if any(r["sensor_info"]["replayed"] for r in rows) else ""
+    )
+    return (
+        f"In a pass of its own after the timing: idle, {w.value_text(sorted({r['energy_windows'] for r in rows}))} windows of "
+        "back-to-back inferences, idle. The energy of a window is the trapezoid over the actual stamps of the readings, "
+        f"interpolated at the edges; gross is all that was drawn ({w.value_text(scopes)}), over idle leaves out the idle power. "
+        f"Intervals ({percent}) are Student's over the windows and the edges' error, plus the meter's limits of gain, offset and "
+        "one step. Two variants are compared by their ratio, in which what one meter does wrong cancels; figures of different "
+        f"scopes are never compared.{replayed}"
     )

@@ -85,13 +85,35 @@ warmup_samples | count | inferences of the warm-up, not part of any figure
 load_ms | ms | time to create the engine's session from the file
 first_inference_ms | ms | the very first inference
 peak_rss_bytes | bytes | largest resident memory of the measuring process: Python, engine and model
-energy_mj | mJ | energy of one inference
-energy_mj_low | mJ | lower end of its 95 % interval
+operator_times | object | time by operator (docs/profiling.md): how it was found, `sum_ms` beside `latency_ms_p50`, \
+    `by_type` and `operators`, largest first, each with `ms`, `share`, `macs`, `parameter_bytes`, `activation_bytes`
+operator_times_reason | text | why `operator_times` is null
+energy_mj | mJ | energy of one inference, all that was drawn while it ran (gross)
+energy_mj_low | mJ | lower end of its 95 % interval: scatter of the windows, edges, and the meter's limits
 energy_mj_high | mJ | upper end of its 95 % interval
-energy_reason | text | why `energy_mj` is null
-idle_w | W | power of the device when idle
-power_scope | text | what the power includes: module, board, usb-input, pmic-rails
-sensor | text | what read the power
+energy_reason | text | why `energy_mj` is null: no sensor, or what makes the trace invalid
+energy_dynamic_mj | mJ | the same over the idle device; null also when idle was not measured
+energy_dynamic_mj_low | mJ | lower end of its 95 % interval
+energy_dynamic_mj_high | mJ | upper end of its 95 % interval
+power_mean_w | W | mean power of the windows under load
+power_peak_w | W | largest reading in them
+idle_w | W | power of the device when idle, mean of before and after
+idle_before_w | W | idle before the windows
+idle_after_w | W | idle after them
+energy_delay_mjs | mJ·s | energy-delay product: energy of one inference times its mean time in the power pass
+inferences_per_wh | count | inferences for one watt-hour
+battery_hours | h | how long the battery of the device's profile lasts with inferences back to back
+battery_reason | text | why `battery_hours` is null
+energy_windows | count | windows under load
+energy_samples | count | readings of the sensor, idle included
+energy_window_mj | list | energy of one inference in each window, in the order of time
+energy_budget_mj | object | half-widths that the interval of `energy_mj` is made of: `windows`, `edges` (added as squares); \
+    `gain`, `offset`, `step`, `clock` (added as they are)
+power_scope | text | what the power includes: module, board, usb-input, pmic-rails, cpu-package; as-wired: nobody said. \
+    Figures of different scopes are never compared
+sensor | text | what read the power; `(replayed)`: a recorded trace
+sensor_info | object | its `description`, `interval_s`, `resolution_w` (one step), `gain_error` (fraction), `offset_error_w`, \
+    `replayed`, `chosen_because`, `notes`
 engine | text | what executed the file, with its version
 engine_package | text | distribution that served the engine
 providers | list | execution providers in use (ONNX Runtime)
@@ -105,6 +127,8 @@ pareto_latency | true/false | no other row of this device is at least as accurat
 pareto_size | true/false | no other row of this device is at least as accurate and as small (`file_bytes`), and better \
     in one of the two
 pareto_packed | true/false | the same with `packed_bytes`
+pareto_energy | true/false | no other row of this device and scope is at least as accurate and needs as little `energy_mj`, \
+    and is better in one of the two
 vs_baseline | comparison | against the baseline in the same format on the same device: what the recipe changed
 vs_float | comparison | against the float file of the same recipe, file type and device: what int8 changed
 vs_reference | comparison | against the baseline's float file of the same file type and device: what recipe and int8 \
@@ -130,6 +154,11 @@ accuracy_p_adjusted | probability | the same after Holm's correction over all co
 accuracy_verdict | text | `lower`, `higher` or `no measurable difference` (adjusted p of 0.05 or more)
 size_ratio | ratio | the other file's bytes over this file's; above 1: this one is smaller
 packed_ratio | ratio | the same for `packed_bytes`
+energy_ratio | ratio | its energy per inference over this row's; above 1: this row needs less
+energy_ratio_low | ratio | lower end of the 95 % interval; what one meter does wrong in both cancels
+energy_ratio_high | ratio | upper end of the 95 % interval
+energy_verdict | text | `less`, `more` or `no measurable difference` (the interval holds 1, or less than a step of the meter)
+energy_reason | text | why two measured energies are not compared (their scopes differ)
 """)
 
 DOCUMENT = _table("""
@@ -143,7 +172,7 @@ devices | object | name → the device's profile, without how it is reached (hos
 host | object | the machine that trained, compressed and exported: system, Python, versions of its tools
 confidence | fraction | of every interval
 rows | list | one object for each recipe × format × device of the study, failed ones included
-best | list | per device: `device`, and `fastest`, `smallest` = indices into `rows` of the best without a measurable \
-    loss of accuracy against `vs_reference` (null: there is none), `reason` when there can be none
+best | list | per device: `device`, and `fastest`, `smallest`, `least_energy` = indices into `rows` of the best without a \
+    measurable loss of accuracy against `vs_reference` (null: there is none), `reason` when there can be none
 findings | list | per device: `device`, what it is and ran (`facts`), and `warnings` that hold for all its rows
 """)

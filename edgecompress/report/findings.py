@@ -139,6 +139,21 @@ def zero_note(artifact: Artifact, macs: int | None, effective_macs: int | None) 
     return [text]
 
 
+def _missing_instructions(first: wire.Conditions | None, machine: str, x86: bool) -> list[str]:
+    """What the CPU lacks for int8: by what it says of itself, else by its name."""
+    arm = machine.startswith(("arm", "aarch64"))
+    has = first.int8_instructions if first else None
+    if has is not None and x86 and not {"avx512_vnni", "avx_vnni"} & set(has):
+        wide = "" if "avx2" in has else ", nor AVX2"
+        return [f"this CPU has no VNNI instructions{wide}: an int8 product takes several instructions in place of one"]
+    if has is not None:
+        return ["this core has no int8 dot-product instructions (asimddp)"] if arm and "asimddp" not in has else []
+    cpu_model = (first.cpu_model or "") if first else ""
+    if machine.startswith("armv7") or any(core in cpu_model for core in ("Cortex-A72", "Cortex-A57", "Cortex-A53")):
+        return ["this core has no int8 dot-product instructions"]
+    return []
+
+
 def why_int8_is_not_faster(
     artifact: Artifact, result: wire.Result, float_ms: float, first: wire.Conditions | None
 ) -> str:
@@ -161,11 +176,10 @@ def why_int8_is_not_faster(
         and (artifact.activation_type or "").startswith("uint8")
     ):
         reasons.append(
-            "the file's activations are uint8, while ONNX Runtime's ARM kernels are made for int8 (int8_activations: int8)"
+            f"the file's activations are {artifact.activation_type}, while ONNX Runtime's ARM kernels are made for int8 "
+            "(int8_activations: int8)"
         )
-    cpu_model = (first.cpu_model or "") if first else ""
-    if machine.startswith("armv7") or any(core in cpu_model for core in ("Cortex-A72", "Cortex-A57", "Cortex-A53")):
-        reasons.append("this core has no int8 dot-product instructions")
+    reasons += _missing_instructions(first, machine, x86)
     if result.engine and "tflite_runtime" in result.engine.package.replace("-", "_") and x86:
         reasons.append("tflite_runtime has slow int8 kernels on x86 (ai-edge-litert is faster)")
     conversions = sum(

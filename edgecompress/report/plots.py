@@ -1,4 +1,4 @@
-"""Accuracy against latency and against size, as SVG for a page: its text stays text, its colours are the page's.
+"""Accuracy against latency, size and energy, as SVG for a page: its text stays text, its colours are the page's.
 
 matplotlib draws with stand-in colours; they are replaced by CSS variables, so that one picture serves light and dark pages.
 """
@@ -51,11 +51,14 @@ AXES = (
         "latency_ms_p50", "latency_ms_low", "latency_ms_high", "pareto_latency", "Median latency (ms)", 1.0, "Accuracy and latency"
     ),
     _Axis("file_bytes", None, None, "pareto_size", "File size (kB)", 1e-3, "Accuracy and size"),
+    _Axis(
+        "energy_mj", "energy_mj_low", "energy_mj_high", "pareto_energy", "Energy per inference (mJ)", 1.0, "Accuracy and energy"
+    ),
 )  # fmt: skip
 
 
 def plots(document: dict[str, Any]) -> list[Plot]:
-    """Two plots per device, of its rows that have both figures; none for a device without any."""
+    """Up to three plots per device, of its rows that have both figures; none for a device without any."""
     made = []
     recipes = list(document["study"]["recipes"])
     formats = list(document["study"]["formats"])
@@ -201,9 +204,10 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 
 def _tooltip(row: dict[str, Any]) -> str:
+    energy = "" if row["energy_mj"] is None else f", {w.milliseconds(row['energy_mj'])} mJ"
     return w.plain(
         f"{row['recipe']} / {row['format']}: {w.percent(row['top1'])}, {w.milliseconds(row['latency_ms_p50'])} ms, "
-        f"{w.size(row['file_bytes'])}"
+        f"{w.size(row['file_bytes'])}{energy}"
     )
 
 

@@ -12,10 +12,9 @@ from edgecompress_agent import wire
 
 from edgecompress import stats
 from edgecompress.records import Artifact, Failure, Measurement, ModelRecord, to_json
-from edgecompress.report import comparing, fields, findings
+from edgecompress.report import comparing, energies, fields, findings, profiles
 from edgecompress.report.comparing import Entry, Row
 
-NO_SENSOR = "not measured: no sensor on this device"
 NOT_SCORED = "not scored: the study says score_on: none"
 CONNECTION_KEYS = ("host", "port", "user", "identity_file", "known_hosts", "ssh_config")
 """How a device is reached is nobody's business who is sent a report."""
@@ -113,7 +112,7 @@ def _entry(report: ReportInput, recipe: str, form: str, device: str) -> Entry:
     model = report.models.get(recipe)
     artifact = _artifact_of(report, recipe, form, device)
     measured = report.measurements.get((recipe, form, device))
-    found_artifact = found_accuracy = result = None
+    found_artifact = found_accuracy = found_energy = result = None
     blocks_ms: tuple[tuple[float, ...], ...] = ()
     if isinstance(model, ModelRecord):
         _model_fields(row, model)
@@ -136,16 +135,21 @@ def _entry(report: ReportInput, recipe: str, form: str, device: str) -> Entry:
         else:
             found_accuracy = measured.accuracy
             _measured_fields(row, measured, result)
+            plan, battery_wh = wire.from_json(wire.Job, measured.job).power, report.devices[device].get("battery_wh")
+            energy_fields, found_energy = energies.of_result(result, plan, battery_wh)
+            row |= energy_fields
+            row["warnings"] += found_energy.warnings if found_energy else ()
+            row |= profiles.operator_fields(measured.job, result, row["latency_ms_p50"])
             row["warnings"] += findings.latency_warnings(blocks_ms)
     else:
         row |= {"status": "not-measured", "reason": "not measured yet"}
     if row["status"] != "ok":
-        row["accuracy_reason"] = f"not measured: {row['reason']}"
+        row["accuracy_reason"] = row["operator_times_reason"] = f"not measured: {row['reason']}"
         no_sensor = report.devices[device].get("sensor", "none") == "none"
-        row["energy_reason"] = NO_SENSOR if no_sensor else row["accuracy_reason"]
+        row["energy_reason"] = row["battery_reason"] = energies.NO_SENSOR if no_sensor else row["accuracy_reason"]
     if found_artifact is not None:
         row["notes"] += findings.zero_note(found_artifact, row["macs"], row["effective_macs"])
-    return Entry(row, found_artifact, found_accuracy, result, blocks_ms)
+    return Entry(row, found_artifact, found_accuracy, result, blocks_ms, found_energy)
 
 
 def study_seed(report: ReportInput) -> int:
@@ -206,9 +210,6 @@ def _measured_fields(row: Row, measured: Measurement, result: wire.Result) -> No
     if result.engine is not None:
         row["engine"] = f"{result.engine.name} {result.engine.version}"
         row |= {"engine_package": result.engine.package, "providers": list(result.engine.providers)}
-    row["sensor"] = result.sensor
-    reason = result.sensor_reason
-    row["energy_reason"] = NO_SENSOR if result.sensor == "none" else f"not measured: {reason or 'no reason was given'}"
     accuracy = measured.accuracy
     row["accuracy_reason"] = NOT_SCORED if accuracy is None else None
     if accuracy is not None:
@@ -254,7 +255,7 @@ def _device_findings(name: str, profile: dict[str, Any], entries: list[Entry]) -
             facts[key] = getattr(first, key)
         facts["governors"] = sorted(set(first.governors or ())) or None
     facts["engines"] = sorted({e.row["engine"] for e in measured if e.row["engine"]})
-    facts["energy"] = next((e.row["energy_reason"] for e in measured if e.row["energy_reason"]), None)
+    facts |= energies.device_facts([e.row for e in measured])
     shared = (
         [w for w in measured[0].row["warnings"] if all(w in e.row["warnings"] for e in measured)] if measured else []
     )

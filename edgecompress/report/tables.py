@@ -26,9 +26,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
+    """rank: in a table too wide for a terminal, columns of the highest rank are left out first; those of 0 always stay."""
+
     heading: str
     unit: str = ""
     numeric: bool = True
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,18 +55,20 @@ def results(document: dict[str, Any], several: bool) -> Table:
     columns = [Column("Recipe", numeric=False), Column("Format", numeric=False)]
     columns += [Column("Device", numeric=False)] if several else []
     columns += [
-        Column("Best trade-off", numeric=False),
-        Column("Top-1", "%, interval"),
-        Column("Latency", "median, ms"),
-        Column("p99", "ms"),
-        Column("Speed-up", "vs uncompressed"),
-        Column("File", "packed"),
-        Column("Smaller", "vs uncompressed"),
-        Column("Weights", "non-zero"),
-        Column("MACs"),
+        Column("Best trade-off", numeric=False, rank=5),
+        Column("Top-1", "%, interval", rank=1),
+        Column("Latency", "median, ms", rank=1),
+        Column("p99", "ms", rank=7),
+        Column("Speed-up", "vs uncompressed", rank=3),
+        Column("File", "packed", rank=2),
+        Column("Smaller", "vs uncompressed", rank=6),
+        Column("Weights", "non-zero", rank=8),
+        Column("MACs", rank=9),
     ]
-    columns += [Column("Energy", "mJ, 95 % interval")] if energy else []
-    columns.append(Column("Warnings"))
+    columns += (
+        [Column("Energy", "mJ, interval", rank=1), Column("Needs less", "vs uncompressed", rank=4)] if energy else []
+    )
+    columns.append(Column("Warnings", rank=10))
     reference = (
         f"Uncompressed is the recipe {baseline} in the float format of the same file type on the same device."
         if baseline
@@ -71,7 +76,8 @@ def results(document: dict[str, Any], several: bool) -> Table:
     )
     intro = (
         f"{reference} Best trade-off: no other variant of the device is at least as accurate and at least as fast "
-        "(speed) or as small as a file or packed (size, packed), judged by the figures themselves, not by their intervals."
+        f"(speed) or as small as a file or packed (size, packed){' or as frugal (energy)' if energy else ''}, judged by the "
+        "figures themselves, not by their intervals."
     )
     body = tuple(_result_cells(r, f"variant-{i}", several, energy) for i, r in enumerate(rows))
     return Table("results", "Results", w.plain(intro), tuple(columns), body)
@@ -82,7 +88,10 @@ def _result_cells(row: Row, key: str, several: bool, energy: bool) -> tuple[Cell
     own = row["vs_reference"] is None
     front = [
         word
-        for word, flag in (("speed", "pareto_latency"), ("size", "pareto_size"), ("packed", "pareto_packed"))
+        for word, flag in (
+            *(("speed", "pareto_latency"), ("size", "pareto_size"), ("packed", "pareto_packed")),
+            ("energy", "pareto_energy"),
+        )
         if row[flag]
     ]
     best = Cell(", ".join(front), sort=-len(front), tone="good") if front else Cell(w.NONE, sort=0, tone="muted")
@@ -108,11 +117,10 @@ def _result_cells(row: Row, key: str, several: bool, energy: bool) -> tuple[Cell
     if energy:
         interval = w.milliseconds_interval(row["energy_mj_low"], row["energy_mj_high"])
         measured = row["energy_mj"] is not None
-        cells.append(
-            Cell(w.milliseconds(row["energy_mj"]), interval, row["energy_mj"])
-            if measured
-            else Cell("not measured", w.plain(row["energy_reason"]).removeprefix("not measured: "), tone="muted")
-        )
+        why = w.plain(row["energy_reason"] or "").removeprefix("not measured: ")
+        none = Cell("not measured", why, tone="muted") if row["status"] == "ok" else Cell(w.NONE, tone="muted")
+        cells.append(Cell(w.milliseconds(row["energy_mj"]), interval, row["energy_mj"]) if measured else none)
+        cells.append(_energy_cell(against, own and measured))
     number = len(row["warnings"])
     cells.append(Cell(str(number) if number else w.NONE, sort=number, tone="" if number else "muted"))
     return tuple(cells)
@@ -124,6 +132,15 @@ def _speed_cell(comparison: Row, own: bool) -> Cell:
     interval = w.ratio_interval(comparison.get("speedup_low"), comparison.get("speedup_high"))
     tone = {"faster": "good", "slower": "bad"}.get(comparison.get("speed_verdict") or "", "")
     return Cell(w.ratio(comparison.get("speedup")), interval, comparison.get("speedup"), tone)
+
+
+def _energy_cell(comparison: Row, own: bool) -> Cell:
+    """Energy ratio against another row, its interval below."""
+    if own:
+        return Cell("1", "uncompressed", 1.0)
+    interval = w.ratio_interval(comparison.get("energy_ratio_low"), comparison.get("energy_ratio_high"))
+    ratio = comparison.get("energy_ratio")
+    return Cell(w.ratio(ratio), interval, ratio, _TONES.get(comparison.get("energy_verdict") or "", ""))
 
 
 COMPARISONS = {
@@ -141,6 +158,7 @@ COMPARISONS = {
 
 def comparison(document: dict[str, Any], kind: str, several: bool) -> Table:
     title, intro = COMPARISONS[kind]
+    energy = any(r[kind] and (r[kind]["energy_verdict"] or r[kind]["energy_reason"]) for r in document["rows"])
     columns = [Column("Recipe", numeric=False), Column("Format", numeric=False)]
     columns += [Column("Device", numeric=False)] if several else []
     columns += [
@@ -152,6 +170,7 @@ def comparison(document: dict[str, Any], kind: str, several: bool) -> Table:
         Column("Smaller"),
         Column("Packed smaller"),
     ]
+    columns += [Column("Needs less energy", "95 % interval"), Column("Energy", numeric=False)] if energy else []
     body = []
     for row in document["rows"]:
         c = row[kind]
@@ -171,8 +190,12 @@ def comparison(document: dict[str, Any], kind: str, several: bool) -> Table:
             Cell(w.ratio(c["size_ratio"]), sort=c["size_ratio"]),
             Cell(w.ratio(c["packed_ratio"]), sort=c["packed_ratio"]),
         ]
+        if energy:
+            verdict = c["energy_verdict"]
+            why = "" if verdict else w.plain(c["energy_reason"] or "")
+            cells += [_energy_cell(c, False), Cell(verdict or w.NONE, why, verdict, _TONES.get(verdict or "", ""))]
         body.append(tuple(cells))
     return Table(kind.replace("_", "-"), title, intro, tuple(columns), tuple(body))
 
 
-_TONES = {"lower": "bad", "slower": "bad", "higher": "good", "faster": "good"}
+_TONES = {"lower": "bad", "slower": "bad", "more": "bad", "higher": "good", "faster": "good", "less": "good"}

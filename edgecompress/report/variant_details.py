@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgecompress.report import wording as w
+from edgecompress.report.profiles import NOT_ASKED
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -24,6 +25,7 @@ CONDITIONS = {
     "throttled": "Throttled (bits)",
     "throttle_counts": "Throttle events since boot",
     "power_mode": "Power mode",
+    "int8_instructions": "Instructions for int8",
     "load_1m": "Load average, 1 min",
     "mem_available_bytes": "Memory available",
     "swap_used_bytes": "Swap used",
@@ -48,7 +50,7 @@ def detail(row: dict[str, Any], title: str, key: str) -> Detail:
     groups = [
         ("Accuracy", _accuracy(row)),
         ("Latency", _latency(row)),
-        ("Energy", (("Per inference", _energy(row)),)),
+        ("Energy", _energy(row)),
         ("File", _file(row)),
         ("Model", _model(row)),
         *((f"Step {i}: {w.plain(s['method'])}", _step(s)) for i, s in enumerate(row["step_results"] or [], 1)),
@@ -98,15 +100,37 @@ def _latency(row: dict[str, Any]) -> Pairs:
             "First inference",
             None if row["first_inference_ms"] is None else f"{w.milliseconds(row['first_inference_ms'])} ms",
         ),
+        ("Time by operator", None if row["operator_times_reason"] == NOT_ASKED else row["operator_times_reason"]),
         ("Peak memory of the process", None if row["peak_rss_bytes"] is None else w.size(row["peak_rss_bytes"])),
     )
 
 
-def _energy(row: dict[str, Any]) -> str:
+def _energy(row: dict[str, Any]) -> Pairs:
     if row["energy_mj"] is None:
-        return w.plain(row["energy_reason"] or "not measured")
-    interval = w.milliseconds_interval(row["energy_mj_low"], row["energy_mj_high"])
-    return w.plain(f"{w.milliseconds(row['energy_mj'])} mJ ({interval}), {row['power_scope']}, {row['sensor']}")
+        return (("Per inference", w.plain(row["energy_reason"] or "not measured")),)
+    dynamic, info, budget = row["energy_dynamic_mj"], row["sensor_info"], row["energy_budget_mj"]
+    idle = f"{w.watts(row['idle_w'])} ({w.watts(row['idle_before_w'])} before, {w.watts(row['idle_after_w'])} after)"
+    over_idle = f"{w.milliseconds(dynamic)} mJ ({w.interval(row, 'energy_dynamic_mj')})"
+    gross = (
+        f"{w.milliseconds(row['energy_mj'])} mJ ({w.interval(row, 'energy_mj')}), {row['power_scope']}, {row['sensor']}"
+    )
+    return _pairs(
+        ("Per inference", gross),
+        ("Over the idle device", "idle was not measured" if dynamic is None else over_idle),
+        ("Power", f"{w.watts(row['power_mean_w'])} on average, {w.watts(row['power_peak_w'])} at most"),
+        ("Idle power", None if row["idle_w"] is None else idle),
+        ("Energy-delay product", f"{row['energy_delay_mjs']:.4g} mJ·s"),
+        ("Inferences per Wh", w.count(row["inferences_per_wh"])),
+        ("On the battery", row["battery_reason"] or f"{row['battery_hours']:.3g} h of inferences back to back"),
+        ("Each window", ", ".join(w.milliseconds(v) for v in row["energy_window_mj"]) + " mJ"),
+        (
+            "The interval is made of",
+            ", ".join(f"{part} ±{value:.3g}" for part, value in budget.items() if value) + " mJ",
+        ),
+        ("Sensor", info["description"]),
+        ("About the sensor", "; ".join(info["notes"]) or None),
+        ("Readings", f"{row['energy_samples']:,} in all, {row['energy_windows']} windows"),
+    )
 
 
 def _file(row: dict[str, Any]) -> Pairs:
@@ -184,7 +208,13 @@ def _comparison(c: dict[str, Any]) -> Pairs:
     sizes = (
         None if c["size_ratio"] is None else f"{w.ratio(c['size_ratio'])} smaller, packed {w.ratio(c['packed_ratio'])}"
     )
-    return _pairs(("Accuracy", accuracy), ("Speed", speed), ("Size", sizes), ("Not compared", c["reason"]))
+    energy = c["energy_reason"]
+    if c["energy_verdict"]:
+        ratio = w.ratio_interval(c["energy_ratio_low"], c["energy_ratio_high"])
+        energy = f"{c['energy_verdict']}: {w.ratio(c['energy_ratio'])} less ({ratio})"
+    return _pairs(
+        ("Accuracy", accuracy), ("Speed", speed), ("Size", sizes), ("Energy", energy), ("Not compared", c["reason"])
+    )
 
 
 def _measured(row: dict[str, Any]) -> Pairs:

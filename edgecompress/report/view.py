@@ -8,6 +8,7 @@ from typing import Any
 
 from edgecompress.report import wording as w
 from edgecompress.report.explaining import method_of_measurement
+from edgecompress.report.profiles import operator_table
 from edgecompress.report.tables import Row, Table, comparison, results, variant_name
 from edgecompress.report.variant_details import CONDITIONS, Detail, detail
 
@@ -29,6 +30,8 @@ class View:
     devices: tuple[Detail, ...]
     method: tuple[tuple[str, str], ...]
     details: tuple[Detail, ...] = field(default=())
+    operators: tuple[Table, ...] = field(default=())
+    """Time by operator, a table for each variant that has it."""
 
 
 def make(document: dict[str, Any]) -> View:
@@ -49,6 +52,11 @@ def make(document: dict[str, Any]) -> View:
         recipes=_recipes(document),
         devices=tuple(_device(f) for f in document["findings"]),
         method=method_of_measurement(document),
+        operators=tuple(
+            operator_table(r["operator_times"], f"operators-{i}", variant_name(r, several))
+            for i, r in enumerate(rows)
+            if r["operator_times"]
+        ),
         details=tuple(detail(r, variant_name(r, several), f"variant-{i}") for i, r in enumerate(rows)),
     )
 
@@ -77,12 +85,11 @@ def _summary(document: dict[str, Any], several: bool) -> tuple[str, ...]:
         if best["reason"]:
             sentences.append(f"No best variant is named{on}: {best['reason']}.")
             continue
-        chosen = [("Fastest", best["fastest"]), ("Smallest", best["smallest"])]
-        if best["fastest"] is not None and best["fastest"] == best["smallest"]:
-            chosen = [("Fastest and smallest", best["fastest"])]
-        for word, index in chosen:
+        measured = any(r["energy_mj"] is not None for r in rows if r["device"] == best["device"])
+        for words, index in _chosen(best, measured):
+            word = words.capitalize()
             if index is None:
-                what = "faster" if word == "Fastest" else "smaller"
+                what = {"fastest": "faster", "smallest": "smaller"}.get(words, "more frugal with energy")
                 sentences.append(f"No variant{on} is measurably {what} without a measurable loss of accuracy.")
             else:
                 sentences.append(f"{word} without a measurable loss of accuracy{on}: {_gain(rows[index])}.")
@@ -97,16 +104,41 @@ def _summary(document: dict[str, Any], several: bool) -> tuple[str, ...]:
         energy = finding["facts"].get("energy")
         if energy:
             sentences.append(f"Energy{on}: {energy}.")
+        sentences += [f"Energy{on} by {text}." for text in finding["facts"].get("power_sensor") or ()]
+        mine = [r for r in rows if r["device"] == finding["device"] and r["status"] == "ok"]
+        without = sum(r["energy_mj"] is None for r in mine)
+        if without and not energy:
+            sentences.append(
+                f"Energy{on} is missing for {without} of {len(mine)} measured variants; the table says why."
+            )
         sentences += [f"Warning for every variant{on}: {text}." for text in finding["warnings"]]
     return tuple(w.plain(s) for s in sentences)
 
 
+def _chosen(best: Row, energy: bool) -> list[tuple[str, int | None]]:
+    """(what a variant is the best in, its index): one that is the best in several respects once."""
+    found = [("fastest", best["fastest"]), ("smallest", best["smallest"])]
+    found += [("least energy", best["least_energy"])] if energy else []
+    merged: dict[int, list[str]] = {}
+    for word, index in found:
+        if index is not None:
+            merged.setdefault(index, []).append(word)
+    together: list[tuple[str, int | None]] = [(_listed(words), index) for index, words in merged.items()]
+    return together + [(word, None) for word, index in found if index is None]
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 def _gain(row: Row) -> str:
     against = row["vs_reference"]
+    energy = f", {w.milliseconds(row['energy_mj'])} mJ" if row["energy_mj"] is not None else ""
+    less = f", with {w.ratio(against['energy_ratio'])} less energy" if against["energy_verdict"] == "less" else ""
     return (
         f"{row['recipe']} / {row['format']}: {w.percent(row['top1'])} top-1, {w.milliseconds(row['latency_ms_p50'])} ms, "
-        f"{w.size(row['file_bytes'])}; {w.ratio(against['speedup'])} as fast as {against['with']}, and "
-        f"{w.ratio(against['size_ratio'])} smaller"
+        f"{w.size(row['file_bytes'])}{energy}; {w.ratio(against['speedup'])} as fast as {against['with']}, and "
+        f"{w.ratio(against['size_ratio'])} smaller{less}"
     )
 
 
@@ -135,7 +167,7 @@ def _recipes(document: dict[str, Any]) -> tuple[tuple[str, tuple[str, ...]], ...
 
 
 def _device(finding: Row) -> Detail:
-    labels = {**CONDITIONS, "engines": "Engines", "energy": "Energy"}
+    labels = {**CONDITIONS, "engines": "Engines", "energy": "Energy", "power_sensor": "Power sensor"}
     facts = tuple((labels[key], w.value_text(v)) for key, v in finding["facts"].items() if v not in (None, []))
     return Detail(
         w.plain(finding["device"]),

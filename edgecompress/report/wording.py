@@ -46,6 +46,15 @@ def milliseconds_interval(low: float | None, high: float | None) -> str:
     return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
+def interval(row: dict[str, Any], name: str) -> str:
+    """The interval of a row's figure in ms or mJ."""
+    return milliseconds_interval(row[f"{name}_low"], row[f"{name}_high"])
+
+
+def watts(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f} W" if value < 10 else f"{value:.2f} W"
+
+
 def _decimals(value: float) -> int:
     """Decimals that leave three or four significant digits."""
     return 4 if value < 0.1 else 3 if value < 10 else 2 if value < 100 else 1

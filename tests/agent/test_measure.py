@@ -79,7 +79,7 @@ def test_predictions_and_figures(make_board: MakeBoard, engine_python: str, kind
     assert (result.engine.name, result.engine.version) == (job.engine, engine.version)
     assert result.engine.inputs[0].dtype == ("int8" if kind == "tflite-int8" else "float32")
     assert (result.engine.inputs[0].scale is not None) == (kind == "tflite-int8")
-    assert (result.sensor, result.sensor_reason) == ("none", "no sensor on this device")
+    assert (result.sensor, result.power_reason) == ("none", "no sensor on this device")
 
     assert len(result.blocks) == job.blocks
     end = 0
@@ -94,8 +94,9 @@ def test_predictions_and_figures(make_board: MakeBoard, engine_python: str, kind
     assert span_ns >= 0.99 * job.min_s * 1e9
     assert result.warmup_ns and sum(result.warmup_ns) <= 1.5e9
     assert result.load_ns and result.first_inference_ns and result.peak_rss_bytes and result.peak_rss_bytes > 10 << 20
-    assert [c.phase for c in result.conditions] == ["before", "warm", "after"]
+    assert [c.phase for c in result.conditions] == ["before", "warm", "during", "after"]
     assert result.conditions[0].monotonic_ns < result.blocks[0].start_ns < result.conditions[2].monotonic_ns
+    assert end < result.conditions[3].monotonic_ns
 
 
 @pytest.mark.parametrize("kind", ["onnx-nchw", "tflite-float"])
@@ -170,7 +171,7 @@ def test_pinned_to_a_cpu(board: Board, tmp_path: Path) -> None:
     [
         ("onnx-nchw", {"providers": ("CUDAExecutionProvider",)}, "has no CUDAExecutionProvider"),
         ("onnx-nchw", {"cpus": (4096,)}, "cannot pin to the CPUs 4096"),
-        ("onnx-nchw", {"sensor": "ina219"}, "unknown sensor 'ina219': this agent has none"),
+        ("onnx-nchw", {"sensor": "nonne"}, "unknown sensor 'nonne' (did you mean none?): this agent has "),
         ("onnx-nchw", {"sensor_options": {"address": 64}}, "sensor none takes no options"),
         ("onnx-nchw", {"mean": (0.5,), "std": (0.5,)}, "images of 3 channels need as many"),
         ("tflite-float", {"engine": "onnxruntime"}, "INVALID_PROTOBUF"),

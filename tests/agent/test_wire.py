@@ -27,15 +27,28 @@ RESULT = wire.Result(
     ),
     conditions=(CONDITIONS,), warmup_ns=(5, 6), blocks=(wire.Block(3, (1, 2, 3)), wire.Block(9, (4,))),
     predictions=((2, 0, 1), (1, 0, 2)), load_ns=1, first_inference_ns=2, peak_rss_bytes=3,
-    sensor_reason="no sensor on this device", started_unix_s=1.5, warnings=("a warning",),
+    power_reason="no sensor on this device", started_unix_s=1.5, warnings=("a warning",),
 )  # fmt: skip
+SENSOR = wire.SensorInfo("ina219", "INA219 at 0x40", "as-wired", 0.01, 0.002, 0.005, 0.01, notes=("a note",))
+TRACE = wire.Trace(
+    SENSOR, (1, 2), (-5, 6), {"VDD_IN": (0, -1)}, stale=1, late=2, ended_reason="it died", clock_error_s=0.5
+)
+WINDOWS = (wire.Window("idle-before", 0, 1, 0), wire.Window("power", 1, 2, 3, 4))
+MEASURED = dataclasses.replace(
+    RESULT, sensor="ina219", power=wire.Power(TRACE, WINDOWS), power_reason="it died", windows=WINDOWS
+)
+WITH_POWER = dataclasses.replace(
+    JOB, sensor="ina219", sensor_options={"bus": 1}, power=wire.PowerPlan(host_interval_s=0.1)
+)
+CLOCK = wire.Clock(5, None)
 HELLO = wire.Hello(
     "a" * 64, "3.8.1", "aarch64", None, {"litert": wire.EngineFound(None, reason="missing")}, CONDITIONS, True, 5
 )
 STATUS = wire.Status("lost", log="end")
+RECORDS = [BLOB, JOB, WITH_POWER, CONDITIONS, RESULT, MEASURED, HELLO, STATUS, CLOCK]
 
 
-@pytest.mark.parametrize("record", [BLOB, JOB, CONDITIONS, RESULT, HELLO, STATUS], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("record", RECORDS, ids=lambda r: type(r).__name__)
 def test_round_trip(record: Any) -> None:
     assert wire.decode(type(record), wire.encode(record)) == record
     assert b"\n" not in wire.encode(record)
@@ -59,7 +72,7 @@ def test_any_result_survives(result: wire.Result) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"protocol": 2}, "protocol 2, this side speaks 1"),
+        ({"protocol": 1}, "protocol 1, this side speaks 2"),
         ({"protocol": None}, "different versions of edgecompress"),
         ({"extra": 1}, "unknown fields ['extra']"),
         ({"threads": 1.0}, "Job.threads must be an integer"),
@@ -83,6 +96,32 @@ def test_any_result_survives(result: wire.Result) -> None:
 def test_wrong_jobs_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(wire.WireError) as caught:
         wire.from_json(wire.Job, {**wire.to_json(JOB), **change})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("record", "change", "message"),
+    [
+        (wire.PowerPlan(), {"window_s": 0}, "PowerPlan.window_s"),
+        (wire.PowerPlan(), {"windows": 0}, "PowerPlan.windows"),
+        (wire.PowerPlan(), {"min_samples": -1}, "PowerPlan.min_samples"),
+        (wire.PowerPlan(), {"max_window_s": 1.0}, "PowerPlan.max_window_s"),
+        (wire.PowerPlan(), {"host_interval_s": 0.0}, "PowerPlan.host_interval_s"),
+        (SENSOR, {"scope": "house"}, "SensorInfo.scope"),
+        (SENSOR, {"interval_s": 0.0}, "SensorInfo.interval_s"),
+        (SENSOR, {"gain_error": -0.1}, "SensorInfo.gain_error"),
+        (TRACE, {"power_uw": [1]}, "Trace.power_uw must be 2 values"),
+        (TRACE, {"rails_mw": {"A": [1]}}, "Trace.rails_mw.A must be 2 values"),
+        (TRACE, {"t_ns": [1, 2.5]}, "Trace.t_ns[1] must be an integer"),
+        (TRACE, {"late": -1}, "Trace.late"),
+        (WINDOWS[0], {"kind": "pause"}, "Window.kind"),
+        (WINDOWS[1], {"end_ns": 0}, "Window.end_ns"),
+        (WINDOWS[1], {"inferences": -1}, "Window.inferences"),
+    ],
+)
+def test_wrong_power_is_refused(record: Any, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(wire.WireError) as caught:
+        wire.from_json(type(record), {**wire.to_json(record), **change})
     assert message in str(caught.value)
 
 
@@ -120,8 +159,7 @@ def test_every_interpreter_reads_the_same(python: str, agent: Path) -> None:
         "    kind, _, data = line.partition(' ')\n"
         "    print(wire.encode(wire.decode(getattr(wire, kind), data.encode())).decode())\n"
     )
-    records = [BLOB, JOB, CONDITIONS, RESULT, HELLO, STATUS]
-    sent = "".join(f"{type(r).__name__} {wire.encode(r).decode()}\n" for r in records)
+    sent = "".join(f"{type(r).__name__} {wire.encode(r).decode()}\n" for r in RECORDS)
     done = subprocess.run([python, "-I", "-c", code, str(agent)], input=sent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [json.loads(line) for line in done.stdout.splitlines()] == [wire.to_json(r) for r in records]
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [wire.to_json(r) for r in RECORDS]

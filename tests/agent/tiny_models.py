@@ -114,6 +114,53 @@ def write_tflite_sum(path: Path) -> Path:
     )
 
 
+def write_tflite_chain(path: Path, *, seed: int = 0) -> Path:
+    """(n, 64) → a fully connected layer, added to its input, another one, and the mean of its values: (n, 1)."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    code, options = schema.BuiltinOperator, schema.BuiltinOptions
+    generator = np.random.default_rng(seed)
+    names = ("input", "w0", "first", "sum", "w1", "second", "axes", "mean")
+    shapes = ([1, 64], [64, 64], [1, 64], [1, 64], [64, 64], [1, 64], [1], [1, 1])
+    tensors = [_tensor(schema, n, s, schema.TensorType.FLOAT32) for n, s in zip(names, shapes, strict=True)]
+    tensors[6].type = schema.TensorType.INT32
+    tensors[1].buffer, tensors[4].buffer, tensors[6].buffer = 1, 2, 3
+    constants = [generator.standard_normal((64, 64)).astype(np.float32) / 8 for _ in range(2)]
+    mean = schema.ReducerOptionsT()
+    mean.keepDims = True
+    dense, addition = schema.FullyConnectedOptionsT(), schema.AddOptionsT()
+    graph, model = schema.SubGraphT(), schema.ModelT()
+    graph.tensors, graph.inputs, graph.outputs = tensors, [0], [7]
+    graph.operators = [
+        _operator(schema, inputs=[0, 1, -1], outputs=[2], options=dense, kind=options.FullyConnectedOptions),
+        _operator(schema, inputs=[0, 2], outputs=[3], options=addition, kind=options.AddOptions),
+        _operator(schema, inputs=[3, 4, -1], outputs=[5], options=dense, kind=options.FullyConnectedOptions),
+        _operator(schema, inputs=[5, 6], outputs=[7], options=mean, kind=options.ReducerOptions),
+    ]
+    model.version, model.subgraphs, model.operatorCodes = 3, [graph], []
+    for number, builtin in enumerate((code.FULLY_CONNECTED, code.ADD, code.MEAN)):
+        kind = schema.OperatorCodeT()
+        kind.builtinCode = kind.deprecatedBuiltinCode = builtin
+        kind.version = 1
+        model.operatorCodes.append(kind)
+        graph.operators[number].opcodeIndex = number
+    graph.operators[2].opcodeIndex, graph.operators[3].opcodeIndex = 0, 2
+    model.buffers = [schema.BufferT() for _ in range(4)]
+    for buffer, constant in zip(model.buffers[1:], [*constants, np.array([1], np.int32)], strict=True):
+        buffer.data = np.frombuffer(constant.tobytes(), np.uint8)
+    return pack(model, path)
+
+
+def pack(model: Any, path: Path) -> Path:
+    """Write a model's objects as a file."""
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(bytes(builder.Output()))
+    return path
+
+
 def _tensor(schema: Any, name: str, shape: list[int], kind: int, *, quantised: bool = False) -> Any:
     made = schema.TensorT()
     made.name, made.shape, made.type, made.buffer = name, shape, kind, 0

@@ -143,7 +143,7 @@ def result(recipe: str, form: str, **changes: Any) -> wire.Result:
         job_id="0123456789abcdef", agent_sha256=AGENT, status="ok", engine=engine,
         conditions=(conditions("before", 0), conditions("warm", 10**9), conditions("after", 7 * 10**9)),
         warmup_ns=(1_900_000, 900_000), blocks=blocks(MS[form] / SPEED[recipe], hash_of(recipe, form)), load_ns=21_000_000,
-        first_inference_ns=2_100_000, peak_rss_bytes=86_000_000, sensor="none", sensor_reason="no sensor on this device",
+        first_inference_ns=2_100_000, peak_rss_bytes=86_000_000, sensor="none", power_reason="no sensor on this device",
         started_unix_s=1_795_500_000.0,
     )  # fmt: skip
     return dataclasses.replace(made, **changes)
@@ -183,3 +183,60 @@ def report_input(**changes: Any) -> ReportInput:
         host={"host": "Linux 6.1 x86_64", "python": "3.11.7", "versions": {"torch": "2.13.0"}},
     )  # fmt: skip
     return dataclasses.replace(made, **changes)
+
+
+METER = wire.SensorInfo(
+    "ina219", "INA219A at 0x40 on /dev/i2c-1", "board", 0.1, 0.004, 0.01, 0.01, notes=("0.1 ohm, up to 3.2 A",)
+)
+IDLE_W = 2.5
+
+
+def power(
+    ms: float, watts: float, seed: int = 0, *, info: wire.SensorInfo = METER, windows: int = 5, idle_w: float = IDLE_W
+) -> wire.Power:
+    """A power pass as the agent sends it: idle, windows of 11 s with inferences of `ms` at `watts`, idle; readings every 0.1 s.
+    Each window's level lies about 0.2 % from the next one's."""
+    rng = np.random.default_rng(seed)
+    readings: list[float] = []
+    made: list[wire.Window] = []
+    second = 10**9
+
+    def part(kind: str, seconds: float, level: float) -> None:
+        start = len(readings) * second // 10 + second // 20
+        readings.extend(level + 0.003 * rng.standard_normal(round(10 * seconds)))
+        inferences = round(1000 * (seconds - 1) / ms) if kind == "power" else 0
+        made.append(
+            wire.Window(
+                kind,
+                start + second // 2,
+                start + round((seconds - 0.5) * second),
+                inferences,
+                int(ms * 1e6) if inferences else None,
+            )
+        )
+
+    part("idle-before", 6, idle_w)
+    for _ in range(windows):
+        part("power", 12, watts * (1 + 0.002 * rng.standard_normal()))
+    part("idle-after", 6, idle_w)
+    t_ns = tuple(second // 20 + i * second // 10 for i in range(len(readings)))
+    return wire.Power(wire.Trace(info, t_ns, tuple(round(w * 1e6) for w in readings)), tuple(made))
+
+
+WATTS = {"onnx-fp32": 5.2, "onnx-int8": 4.9, "tflite-fp32": 5.2, "tflite-int8": 4.4}
+
+
+def energy_input(**changes: Any) -> ReportInput:
+    """The same study on a device with a meter; `changes` replace fields of `METER`, or `battery_wh` of the profile."""
+    battery_wh = changes.pop("battery_wh", 37.0)
+    info = dataclasses.replace(METER, **changes)
+    plain = report_input()
+    measurements = dict(plain.measurements)
+    for recipe, form, device in plain.measurements:
+        if not isinstance(plain.measurements[recipe, form, device], Failure):
+            trace = power(MS[form] / SPEED[recipe], WATTS[form], hash_of(recipe, form), info=info)
+            made = measurement(recipe, form, sensor="ina219", power=trace, power_reason=None)
+            asked = dataclasses.replace(job(form), sensor="ina219", power=wire.PowerPlan())
+            measurements[recipe, form, device] = dataclasses.replace(made, job=wire.to_json(asked))
+    profile = {**plain.devices["local"], "sensor": "ina219", "battery_wh": battery_wh}
+    return dataclasses.replace(plain, measurements=measurements, devices={"local": profile})

@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -317,22 +318,6 @@ def test_two_devices_have_a_column_two_plots_each_and_are_named(document: dict[s
     assert len(ids) == len(set(ids))
 
 
-def test_measured_energy_gets_a_column_and_the_others_say_why_they_have_none(document: dict[str, Any]) -> None:
-    measured = {
-        "energy_mj": 1.5,
-        "energy_mj_low": 1.4,
-        "energy_mj_high": 1.6,
-        "energy_reason": None,
-        "power_scope": "board",
-    }
-    changed = {**document, "rows": [{**document["rows"][0], **measured}, *document["rows"][1:]]}
-    table = view.make(changed).results
-    column = [c.heading for c in table.columns].index("Energy")
-    assert (table.rows[0][column].text, table.rows[0][column].sub) == ("1.500", "1.400 to 1.600")
-    assert (table.rows[1][column].text, table.rows[1][column].sub) == ("not measured", "no sensor on this device")
-    assert "Energy" not in [c.heading for c in view.make(document).results.columns]
-
-
 def test_the_terminal_shows_the_table_the_failures_and_the_summary(document: dict[str, Any]) -> None:
     written = terminal.table(document, width=170)
     lines = written.splitlines()
@@ -341,6 +326,32 @@ def test_the_terminal_shows_the_table_the_failures_and_the_summary(document: dic
     assert any("student / onnx-int8: measurement: the worker was killed by SIGILL" in line for line in lines)
     assert "Energy: not measured: no sensor on this device." in written
     assert "\x1b[" in terminal.table(document, width=170, color=True)
+
+
+@pytest.mark.parametrize("width", [100, 120, 240])
+@pytest.mark.parametrize("made", [case.report_input, case.energy_input])
+def test_names_are_whole_in_the_terminal_and_what_is_left_out_is_said(width: int, made: Callable[[], Any]) -> None:
+    document = rows.document(made())
+    written = terminal.table(document, width=width)
+    assert max(len(line) for line in written.splitlines()) <= width
+    assert "…" not in written.partition("Not shown")[0]
+    for row in document["rows"]:
+        assert any(line.split()[:2] == [row["recipe"], row["format"]] for line in written.splitlines())
+    headings = [c.heading for c in view.make(document).results.columns]
+    left_out = re.findall(r"Not shown at this width: (.*)\. The report", " ".join(written.split()))
+    missing = left_out[0].split(", ") if left_out else []
+    assert {"Top-1", "Latency", "File"}.isdisjoint(missing)
+    assert width < 240 or not missing
+    for heading in headings:
+        assert heading in missing or heading.split()[0] in written
+
+
+def test_a_name_wider_than_the_terminal_goes_on_in_the_next_line() -> None:
+    document = rows.document(case.report_input())
+    long = "a-recipe-" * 15
+    changed = {**document, "rows": [{**r, "recipe": long} for r in document["rows"]]}
+    written = terminal.table(changed, width=100)
+    assert "…" not in written and written.replace("\n", "").replace(" ", "").count("a-recipe-") >= 15
 
 
 @pytest.mark.parametrize(

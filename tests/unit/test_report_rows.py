@@ -190,6 +190,35 @@ def test_other_devices_have_other_reasons(machine: str, cpu: str, activations: s
     assert "x86" not in note
 
 
+@pytest.mark.parametrize(
+    ("machine", "cpu", "instructions", "expected"),
+    [
+        ("x86_64", "Xeon", ("avx2",), "no VNNI instructions:"),
+        ("x86_64", "Atom", (), "no VNNI instructions, nor AVX2:"),
+        ("x86_64", "Xeon", ("avx512_vnni", "avx2"), "no cause is visible"),
+        ("aarch64", "a core without a name", (), "no int8 dot-product instructions (asimddp)"),
+        ("aarch64", "Cortex-A72", ("asimddp",), "no cause is visible"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["uint8", "uint8-reduced"])
+def test_what_the_cpu_lacks_for_int8_is_by_what_it_says_of_itself(
+    machine: str, cpu: str, instructions: tuple[str, ...], expected: str, kind: str
+) -> None:
+    first = case.conditions("before", 0, machine=machine, cpu_model=cpu, int8_instructions=instructions)
+    activations = kind if machine == "x86_64" else "int8"
+    artifact = dataclasses.replace(
+        case.artifact("baseline", "onnx-int8"), activation_type=activations, operators={"Conv": 1}
+    )
+    assert expected in findings.why_int8_is_not_faster(artifact, case.result("baseline", "onnx-int8"), 20.0, first)
+
+
+def test_reduced_uint8_is_uint8_on_arm_too() -> None:
+    first = case.conditions("before", 0, machine="aarch64", cpu_model="Cortex-A76", int8_instructions=("asimddp",))
+    artifact = dataclasses.replace(case.artifact("baseline", "onnx-int8"), activation_type="uint8-reduced")
+    note = findings.why_int8_is_not_faster(artifact, case.result("baseline", "onnx-int8"), 20.0, first)
+    assert "activations are uint8-reduced, while ONNX Runtime's ARM kernels are made for int8" in note
+
+
 def test_without_a_baseline_recipe_the_comparison_says_why_it_is_missing() -> None:
     report = case.report_input()
     study = {**report.study, "recipes": {"student": case.RECIPES["student"]}}

@@ -10,7 +10,7 @@ import importlib.util
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any, List, Sequence, Tuple
+from typing import Any, Callable, List, Sequence, Tuple
 
 from edgecompress_agent import wire
 from edgecompress_agent.engines import Engine, import_library
@@ -51,20 +51,11 @@ def load(path: Path, threads: int, providers: Sequence[str]) -> Engine:
     interpreter = library.Interpreter(model_path=str(path), num_threads=threads)
     interpreter.allocate_tensors()
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-    shapes = [tuple(int(d) for d in i["shape"]) for i in inputs]
     input_indices = [int(i["index"]) for i in inputs]
     output_indices = [int(o["index"]) for o in outputs]
     set_tensor, invoke, get_tensor = interpreter.set_tensor, interpreter.invoke, interpreter.get_tensor
 
-    def fit(arrays: Sequence[Any]) -> None:
-        """Give the inputs the arrays' shapes, where they have others (free dimensions)."""
-        wanted = [tuple(array.shape) for array in arrays]
-        if wanted != shapes:
-            for index, shape in zip(input_indices, wanted):
-                interpreter.resize_tensor_input(index, shape)
-            interpreter.allocate_tensors()
-            shapes[:] = wanted
-
+    fit = _fit(interpreter, inputs)
     info = wire.EngineInfo(
         name="litert",
         package=package,
@@ -101,6 +92,43 @@ def load(path: Path, threads: int, providers: Sequence[str]) -> Engine:
         return [get_tensor(index) for index in output_indices]
 
     return Engine(info, prepare, step)
+
+
+class Piece:
+    """A file of one operator, from memory. `invoke` is what is timed, alone: its arrays are set before and fetched after."""
+
+    def __init__(self, content: bytes, threads: int) -> None:
+        interpreter = _library()[2].Interpreter(model_content=content, num_threads=threads)
+        interpreter.allocate_tensors()
+        inputs = interpreter.get_input_details()
+        self._interpreter, self._fit = interpreter, _fit(interpreter, inputs)
+        self._inputs = [int(i["index"]) for i in inputs]
+        self._outputs = [int(o["index"]) for o in interpreter.get_output_details()]
+        self.invoke: Callable[[], None] = interpreter.invoke
+
+    def set(self, arrays: Sequence[Any]) -> None:
+        self._fit(arrays)
+        for index, array in zip(self._inputs, arrays):
+            self._interpreter.set_tensor(index, array)
+
+    def get(self) -> List[Any]:
+        return [self._interpreter.get_tensor(index) for index in self._outputs]
+
+
+def _fit(interpreter: Any, inputs: Sequence[Any]) -> Callable[[Sequence[Any]], None]:
+    """What gives an interpreter's inputs the shapes of arrays, where they have others (free dimensions, another batch)."""
+    indices = [int(i["index"]) for i in inputs]
+    shapes = [tuple(int(d) for d in i["shape"]) for i in inputs]
+
+    def fit(arrays: Sequence[Any]) -> None:
+        wanted = [tuple(array.shape) for array in arrays]
+        if wanted != shapes:
+            for index, shape in zip(indices, wanted):
+                interpreter.resize_tensor_input(index, shape)
+            interpreter.allocate_tensors()
+            shapes[:] = wanted
+
+    return fit
 
 
 def _tensor(detail: Any, numpy: ModuleType) -> wire.TensorInfo:

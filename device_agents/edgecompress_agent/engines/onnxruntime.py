@@ -6,7 +6,7 @@ import functools
 import importlib.util
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Dict, Sequence
+from typing import Any, Callable, Dict, Sequence, Tuple
 
 from edgecompress_agent import wire
 from edgecompress_agent.engines import Engine, import_library
@@ -34,8 +34,20 @@ def found() -> wire.EngineFound:
 
 
 def load(path: Path, threads: int, providers: Sequence[str]) -> Engine:
-    """A session. AgentError when a provider is not there: ONNX Runtime itself falls back to the CPU with only a warning,
-    and the figures would be those of another device."""
+    """A session. AgentError when a provider is not there."""
+    return _load(path, threads, providers, "")[0]
+
+
+def load_profiled(path: Path, threads: int, providers: Sequence[str], prefix: str) -> Tuple[Engine, Callable[[], str]]:
+    """A session whose every operator is timed by ONNX Runtime's profiler, and what ends that: the path of the file that it
+    then has written, which begins with `prefix`. Timing an operator costs more than a small one takes."""
+    engine, session = _load(path, threads, providers, prefix)
+    return engine, session.end_profiling
+
+
+def _load(path: Path, threads: int, providers: Sequence[str], profile_prefix: str) -> Tuple[Engine, Any]:
+    """(a session as an engine, the session). AgentError when a provider is not there: ONNX Runtime itself falls back to the
+    CPU with only a warning, and the figures would be those of another device."""
     library = _library()
     numpy = import_library("numpy")
     available = library.get_available_providers()
@@ -46,6 +58,9 @@ def load(path: Path, threads: int, providers: Sequence[str]) -> Engine:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = library.ExecutionMode.ORT_SEQUENTIAL
+    if profile_prefix:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile_prefix
     session = library.InferenceSession(str(path), sess_options=options, providers=list(providers))
     refused = [p for p in providers if p not in session.get_providers()]
     if refused:
@@ -66,7 +81,7 @@ def load(path: Path, threads: int, providers: Sequence[str]) -> Engine:
         outputs=tuple(_tensor(t) for t in session.get_outputs()),
     )
     # a partial of a bound method runs no Python code of ours between the clock's two readings
-    return Engine(info, prepare, functools.partial(session.run, None))
+    return Engine(info, prepare, functools.partial(session.run, None)), session
 
 
 def _tensor(tensor: Any) -> wire.TensorInfo:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Any, Dict, Optional
+from typing import Any, Dict, NoReturn, Optional
 
 from edgecompress_agent.errors import AgentError
+from edgecompress_agent.sensors import check_options
+
+OPTIONS: Dict[str, str] = {}
+REASON = "no sensor on this device"
 
 
-class _Nothing(AbstractContextManager):  # type: ignore[type-arg]
-    reason: Optional[str] = "no sensor on this device"
+def open(options: Dict[str, Any]) -> NoReturn:
+    """AgentError always: there is nothing to open, and options could only be ignored."""
+    check_options("none", options, OPTIONS)
+    raise AgentError(REASON)
 
-    def __exit__(self, *exc: object) -> None:
-        return None
 
-
-def open(options: Dict[str, Any]) -> _Nothing:
-    """A sensor that reads nothing. AgentError when it is given options: it could only ignore them."""
-    if options:
-        raise AgentError(f"sensor none takes no options, not {', '.join(sorted(options))}")
-    return _Nothing()
+def probe() -> Optional[str]:
+    """None: nothing is here, everywhere."""
+    return None
