@@ -36,7 +36,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -n 2 -m "not heavy and not sshd"
+	$(BIN)/python -m pytest -q -n 2 -m "not heavy and not sshd and not slow"
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py

@@ -16,6 +16,8 @@ from edgecompress_agent.sensors import Sample, SensorFault
 from . import tiny_models
 from .conftest import Board
 
+pytestmark = pytest.mark.slow
+
 INFO = wire.EngineInfo("litert", "none", "0", "0", (), 1, (), ())
 SENSOR = wire.SensorInfo("meter", "a meter", "board", 0.005, 0.001, 0.01, 0.002)
 PLAN = wire.PowerPlan(window_s=0.15, min_samples=20, windows=3, idle_s=0.1, settle_s=0.05, max_window_s=1.0)

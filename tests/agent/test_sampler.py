@@ -14,6 +14,8 @@ from edgecompress_agent.sensors import Sample, SensorFault
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow
+
 INFO = wire.SensorInfo("fake", "a fake", "board", 0.002, 0.001, 0.01, 0.002)
 MS = 1_000_000
 

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from tests.agent import fake_tool
 
+pytestmark = pytest.mark.slow
+
 TEXT = """\
  3V7_WL_SW_A current(0)=0.00780744A
    3V3_SYS_A current(1)=0.12199130A

@@ -12,6 +12,8 @@ from edgecompress_agent import wire
 from edgecompress_agent.errors import AgentError
 from edgecompress_agent.sensors import SensorFault, open_sensor, replay
 
+pytestmark = pytest.mark.slow
+
 MS = 1_000_000
 TRACE = wire.Trace(
     wire.SensorInfo("ina219", "INA219 at 0x40", "board", 0.01, 0.002, 0.005, 0.01, chosen_because="it is there"),

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 from tests.agent.fake_meter import FakeMeter
 
+pytestmark = pytest.mark.slow
+
 Play = Callable[[FakeMeter], None]
 Plug = Callable[..., Any]
 

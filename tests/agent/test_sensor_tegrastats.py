@@ -20,6 +20,8 @@ from tests.agent import fake_tool
 from tests.agent.conftest import alive, children, wait_for
 from tests.agent.tegrastats_lines import BY_NAME, FAMILIES, NANO_2GB, Family
 
+pytestmark = pytest.mark.slow
+
 ORIN = BY_NAME["AGX Orin"]
 Make = Callable[[str], Path]
 

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from tests.agent.fake_meter import FakeMeter
 
+pytestmark = pytest.mark.slow
+
 Plug = Callable[..., Any]
 NUMBERS = {"um25c": 0x09C9, "um24c": 0x0963, "um34c": 0x0D4C, "unknown": 0x1234}
 

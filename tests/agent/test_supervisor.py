@@ -17,6 +17,8 @@ from edgecompress_agent import wire
 from . import tiny_models
 from .conftest import Board, alive, wait_for
 
+pytestmark = pytest.mark.slow
+
 MakeBoard = Callable[[str], Board]
 BLOB = wire.Blob("model.onnx", "0" * 64, 1)
 ABSENT = wire.Job("job", BLOB, "onnxruntime", score=False)
