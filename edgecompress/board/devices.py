@@ -94,7 +94,11 @@ def _checks(profile: DeviceProfile) -> Iterator[Check]:
         yield from _room(agent, hello)
         yield from _conditions(profile, hello.conditions)
         yield Check(
-            "sensor", True, f"{profile.sensor}: energy is not measured" if profile.sensor == "none" else profile.sensor
+            "sensor",
+            True,
+            f"{profile.sensor}: energy is not measured"
+            if profile.sensor == "none"
+            else f"{profile.sensor}: opened when a measurement begins",
         )
     finally:
         if agent is not None:
