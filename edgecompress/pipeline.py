@@ -6,6 +6,7 @@ step that fails is recorded with its reason, what depends on it fails with it, a
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from edgecompress.errors import StepFailed, UserError
 from edgecompress.plan import ArtifactNode, ModelNode, Plan, Variant, make_plan
 from edgecompress.progress import SILENT, Progress
 from edgecompress.records import Artifact, Measurement, ModelRecord, Round, TrainRecord
-from edgecompress.rundir import RunDir, content_key
+from edgecompress.rundir import RunDir, content_key, file_sha256
 from edgecompress.steps import Steps
 from edgecompress.study import DeviceProfile, Step, StudySpec
 
@@ -86,7 +87,7 @@ class _Run:
                 session.close()
         if self.steps.done_now:
             self.dir.write_json("run.json", _run_facts(command))
-        failed = tuple(v for v in self.plan.variants if ("measurement", v.measurement) in self.steps.failed)
+        failed = tuple(v for v in self.plan.variants if any(step in self.steps.failed for step in _steps_of(v)))
         return Outcome(self.dir.root, self.steps.done_now, self.steps.done_before, failed)
 
     def _check_before(self) -> None:
@@ -112,6 +113,9 @@ class _Run:
         step = ("model", node.key)
         if step in self.steps.failed:
             return
+        record = self.dir.record("model", node.key, ModelRecord)
+        if record is not None and not _intact_model(self.dir.path(record.directory)):
+            self._make_again("model", node.key, record.directory)
         if node.parent is None:
             # Where the baseline itself cannot be, the request is wrong and nothing else can be done.
             self.steps.do(step, "baseline", ModelRecord, partial(self._baseline, node), raises=(UserError,))
@@ -168,6 +172,9 @@ class _Run:
 
     def _artifact(self, node: ArtifactNode) -> None:
         label = f"export {node.format} of {self._recipes_of(node.model)}"
+        record = self.dir.record("artifact", node.key, Artifact)
+        if record is not None and not _intact(self.dir.path(record.file), record.sha256):
+            self._make_again("artifact", node.key, record.file)
         needs = [("model", node.model)]
         self.steps.do(("artifact", node.key), label, Artifact, partial(self._export, node), needs=needs)
 
@@ -295,8 +302,30 @@ class _Run:
             self._sessions[device] = connect(self.devices[device])
         return self._sessions[device]
 
+    def _make_again(self, stage: str, key: str, file: str) -> None:
+        self.progress.say(f"{self.dir.path(file)} is damaged or gone: it is made again")
+        self.dir.discard(stage, key)
+
     def _recipes_of(self, model_key: str) -> str:
         return ", ".join(name for name, chain in self.plan.recipes.items() if chain[-1].key == model_key)
+
+
+def _steps_of(variant: Variant) -> tuple[tuple[str, str], ...]:
+    artifact = variant.artifact
+    return ("model", artifact.model), ("artifact", artifact.key), ("measurement", variant.measurement)
+
+
+def _intact(path: Path, sha256: str) -> bool:
+    return path.is_file() and file_sha256(path) == sha256
+
+
+def _intact_model(directory: Path) -> bool:
+    """Whether a model directory is what was written, by the hashes in its model.json (read here without torch)."""
+    try:
+        files = json.loads((directory / "model.json").read_text())["files"]
+        return all(_intact(directory / name, sha256) for name, sha256 in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _run_facts(command: str) -> dict[str, Any]:

@@ -153,6 +153,12 @@ class RunDir:
     def locked(self) -> Iterator[None]:
         """Hold the directory for one process. UserError when another one holds it. The lock dies with its process."""
         try:
+            if self.root.is_dir() and any(self.root.iterdir()) and not self.path("lock").exists():
+                raise UserError(
+                    "is not empty and no run directory",
+                    where=str(self.root),
+                    fix="Choose another directory with --out.",
+                )
             self.root.mkdir(parents=True, exist_ok=True)
             file = self.path("lock").open("w")
         except OSError as error:

@@ -50,7 +50,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(
             f"not valid YAML: {error.problem}", where=at, fix="Mend the line; every name may stand once."
         ) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"not valid YAML: {error}", where=str(path), fix="Mend the file.") from None
     if not isinstance(value, dict):
         raise UserError(
@@ -82,10 +82,7 @@ def apply_settings(value: dict[str, Any], settings: list[str]) -> None:
         key, equals, text = setting.partition("=")
         if not equals or not key:
             raise UserError(f"{setting!r} is not key=value", where="--set", fix="For example --set measure.min_s=2")
-        try:
-            new = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"the value of {setting!r} is not valid YAML", where="--set", fix="Quote it.") from None
+        new = yaml_value(text, setting, where="--set")
         *parents, last = key.split(".")
         target: Any = value
         for part in parents:
@@ -97,9 +94,20 @@ def apply_settings(value: dict[str, Any], settings: list[str]) -> None:
             target[last] = new
 
 
+def yaml_value(text: str, setting: str, *, where: str) -> Any:
+    """The YAML value in a text of the command line. UserError, naming the whole setting, for what a file may not hold either."""
+    try:
+        return _UniqueKeyLoader(text).get_single_data()
+    except (yaml.YAMLError, ValueError) as error:
+        problem = getattr(error, "problem", None) or str(error)
+        raise UserError(
+            f"the value of {setting!r} is not valid YAML: {problem}", where=where, fix="Quote it."
+        ) from None
+
+
 def _child(target: Any, part: str, setting: str) -> Any:
     if isinstance(target, list):
-        if not part.isdigit() or int(part) >= len(target):
+        if not (part.isascii() and part.isdigit()) or int(part) >= len(target):
             raise UserError(
                 f"{setting!r}: no item {part!r} in a list of {len(target)}", where="--set", fix="Items count from 0."
             )

@@ -24,6 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         hint = " What is done is kept; the same command goes on from there." if arguments.resumable else ""
         return _complain(f"edgecompress: interrupted.{hint}", 130, arguments.verbose)
+    except SystemExit as error:
+        # Only code of the user's own (a model that calls sys.exit) ends up here: done it is not.
+        return _complain(
+            f"edgecompress: code that was called ended the program (exit {error.code})", 1, arguments.verbose
+        )
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nothing more to say, also not at the interpreter's exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

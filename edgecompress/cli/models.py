@@ -22,8 +22,18 @@ def _new_directory(path: Path) -> Path:
     return path
 
 
+def _made(path: Path) -> Path:
+    """The directory, made now: what cannot be written is found out before the work and not after it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fix = "Choose another directory with --out."
+        raise UserError(f"cannot be made: {error.strerror}", where=str(path), fix=fix) from None
+    return path
+
+
 def compress(arguments: argparse.Namespace) -> int:
-    from edgecompress.study import ModelSpec
+    from edgecompress.study import ModelSpec, TrainSpec
     from edgecompress.studyfile import validate
 
     out = _new_directory(arguments.out)
@@ -43,10 +53,17 @@ def compress(arguments: argparse.Namespace) -> int:
     from edgecompress.models import build
     from edgecompress.models.checkpoint import save_model
     from edgecompress.rundir import write_atomically
+    from edgecompress.train import fit
 
     dataset = datasets_load(data, seed=arguments.seed)
     model = build(spec, num_classes=dataset.num_classes, in_shape=dataset.in_shape, seed=arguments.seed)
+    _made(out)
     with progress() as bars:
+        if arguments.epochs:
+            training = TrainSpec.model_validate({"epochs": arguments.epochs, "batch_size": 64})
+            fit(model, dataset, training, seed=arguments.seed, progress=bars, label="training")
+        elif spec.weights is None and ":" not in spec.name:
+            bars.say("warning: no --weights and no --epochs: the network that is compressed has random weights")
         result = api.compress(model, list(steps), data=dataset, seed=arguments.seed, progress=bars)
     save_model(out, result.model)
     write_atomically(out / "report.json", json.dumps(to_json(result.report), indent=1) + "\n")
@@ -153,7 +170,7 @@ def export(arguments: argparse.Namespace) -> int:
     dataset = datasets_load(data, seed=arguments.seed)
     sys.path.insert(0, str(Path.cwd()))
     model = load_model(arguments.model_dir)
-    out.mkdir(parents=True, exist_ok=True)
+    _made(out)
     with progress() as bars, tempfile.TemporaryDirectory(prefix="edgecompress-") as cache:
         for form in dict.fromkeys(arguments.formats):
             artifact = export_artifact(

@@ -87,6 +87,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="METHOD[:k=v,...]",
         help="in this order; may be repeated",
     )
+    compress.add_argument(
+        "--epochs", type=int, default=0, metavar="N", help="train the network so long first (default: 0)"
+    )
     compress.add_argument("--seed", type=int, default=0)
     compress.add_argument("--out", type=Path, required=True, metavar="DIR")
 

@@ -40,6 +40,8 @@ def profile(arguments: argparse.Namespace) -> int:
     from edgecompress.study import MeasureSpec
 
     artifact: Path = arguments.artifact
+    if not artifact.exists():
+        raise UserError("does not exist", where=str(artifact), fix="Give the path of a model file.")
     if artifact.suffix not in (".onnx", ".tflite") or not artifact.is_file():
         raise UserError("is no .onnx or .tflite file", where=str(artifact), fix="Give the path of a model file.")
     values = {key: getattr(arguments, key) for key in ("warmup_s", "min_s", "blocks", "profile_ops")}

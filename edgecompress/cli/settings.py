@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from edgecompress.errors import UserError
 from edgecompress.study import DataSpec, Step
-from edgecompress.studyfile import validate
+from edgecompress.studyfile import validate, yaml_value
 
 
 def short_form(text: str, option: str) -> tuple[str, dict[str, Any]]:
@@ -30,10 +28,7 @@ def key_values(settings: list[str], option: str) -> dict[str, Any]:
             )
         if key in values:
             raise UserError(f"{key!r} stands twice", where=option, fix="Give it once.")
-        try:
-            values[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UserError(f"the value of {setting!r} is not valid YAML", where=option, fix="Quote it.") from None
+        values[key] = yaml_value(value, setting, where=option)
     return values
 
 

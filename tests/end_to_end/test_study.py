@@ -119,3 +119,33 @@ def test_killed_at_any_stage_it_ends_in_the_same_report(
     again = edgecompress("run", str(small_study), "--out", "killed")
     assert again.returncode == 0, again.stderr
     assert stable(tmp_path / "killed") == stable(tmp_path / "whole")
+
+
+def test_what_was_damaged_is_made_again(edgecompress: Edgecompress, small_study: Path, tmp_path: Path) -> None:
+    argv = ("run", str(small_study), "--out", "run", "--set", "formats=[onnx-fp32]")
+    assert edgecompress(*argv).returncode == 0
+    before = stable(tmp_path / "run")
+    for pattern in ("artifact/*/*.onnx", "model/*/weights.safetensors"):
+        for file in (tmp_path / "run" / "files").glob(pattern):
+            file.write_bytes(b"junk")
+    again = edgecompress(*argv)
+    assert again.returncode == 0 and "is damaged or gone: it is made again" in again.stderr
+    assert stable(tmp_path / "run") == before
+    assert all(f.stat().st_size > 1000 for f in (tmp_path / "run" / "files").glob("artifact/*/*.onnx"))
+
+
+def test_a_directory_of_other_things_is_left_alone(
+    edgecompress: Edgecompress, small_study: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "results.json").write_text("mine")
+    done = edgecompress("run", str(small_study), "--out", "mine")
+    assert done.returncode == 2 and "no run directory" in done.stderr
+    assert (tmp_path / "mine" / "results.json").read_text() == "mine"
+
+
+def test_a_model_that_ends_the_program_is_a_failure(edgecompress: Edgecompress, tmp_path: Path) -> None:
+    (tmp_path / "quits.py").write_text("import sys\ndef net():\n    sys.exit(0)\n")
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**SMALL, "model": {"name": "quits:net"}}))
+    done = edgecompress("run", "study.yaml", "--out", "run")
+    assert done.returncode == 1 and "ended the program" in done.stderr

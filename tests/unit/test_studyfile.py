@@ -120,7 +120,18 @@ def test_settings_of_the_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["measure", "=1", "recipes.p.7.sparsity=1", "name.x=1", "measure.min_s=[", "measure.mins=2"]
+    "setting",
+    [
+        "measure",
+        "=1",
+        "recipes.p.7.sparsity=1",
+        "name.x=1",
+        "measure.min_s=[",
+        "measure.mins=2",
+        "seed=2026-99-99",
+        "recipes.p.².x=1",
+        "measure={blocks: 2, blocks: 3}",
+    ],
 )
 def test_wrong_settings(tmp_path: Path, setting: str) -> None:
     path = write(tmp_path, {**GOOD, "recipes": {"p": [{"method": "magnitude", "sparsity": 0.5}]}})
