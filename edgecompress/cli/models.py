@@ -60,7 +60,8 @@ def compress(arguments: argparse.Namespace) -> int:
     _made(out)
     with progress() as bars:
         if arguments.epochs:
-            training = TrainSpec.model_validate({"epochs": arguments.epochs, "batch_size": 64})
+            values = {"epochs": arguments.epochs, "lr": arguments.lr, "batch_size": 64}
+            training = validate(TrainSpec, values, where="--epochs, --lr", base=Path())
             fit(model, dataset, training, seed=arguments.seed, progress=bars, label="training")
         elif spec.weights is None and ":" not in spec.name:
             bars.say("warning: no --weights and no --epochs: the network that is compressed has random weights")

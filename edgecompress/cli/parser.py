@@ -90,6 +90,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     compress.add_argument(
         "--epochs", type=int, default=0, metavar="N", help="train the network so long first (default: 0)"
     )
+    compress.add_argument("--lr", type=float, default=0.02, help="learning rate of that training (default: 0.02)")
     compress.add_argument("--seed", type=int, default=0)
     compress.add_argument("--out", type=Path, required=True, metavar="DIR")
 
