@@ -173,7 +173,7 @@ def test_without_the_extra_the_message_says_what_to_install(tmp_path: Path) -> N
             (packages / entry.name).symlink_to(entry)
     root = Path(tflite_fp32.__file__).resolve().parents[2]
     code = (
-        f"import sys; sys.path[:0] = [{str(root)!r}, {str(packages)!r}]\n"
+        f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'device_agents')!r}, {str(packages)!r}]\n"
         "from pathlib import Path\n"
         "from edgecompress.errors import UserError\n"
         "from edgecompress.export import census, contract, tflite_fp32\n"
