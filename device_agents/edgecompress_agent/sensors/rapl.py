@@ -30,7 +30,6 @@ OPTIONS: Dict[str, str] = {
 GAIN_ERROR = 0.05
 """Assumed. Comparisons with external meters found RAPL within a few per cent on processors since Haswell."""
 _STEP_J = 61e-6
-_RENEWED_S = 1e-3
 _MOST_W = 10_000.0
 """No board draws it: a counter that says so was reset."""
 
