@@ -56,6 +56,7 @@ def read(phase: str, filesystem: Path = Path("/")) -> Conditions:
         cpu_busy_s=_busy(_text(proc / "stat") or ""),
         worker_cpu_s=time.process_time(),
         int8_instructions=_int8_instructions(cpuinfo),
+        boot_id=_text(proc / "sys" / "kernel" / "random" / "boot_id"),
     )
 
 

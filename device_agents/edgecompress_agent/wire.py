@@ -143,6 +143,7 @@ class Conditions:
     16-19 since boot. throttle_counts: the kernel's counters since boot. power_mode: nvpmodel's, or the ACPI profile.
     cpu_busy_s: seconds that all CPUs together were not idle (or were taken by the hypervisor) since boot; worker_cpu_s: of
     the process that reads this, all threads. What cpu_busy_s grew more than worker_cpu_s was taken by others.
+    boot_id: the kernel's name of this boot: another one says that the board was restarted, and its monotonic clock with it.
     int8_instructions: those of avx512_vnni, avx_vnni, avx2, i8mm, asimddp that the CPU has; empty: it has none of them.
     """
 
@@ -167,6 +168,7 @@ class Conditions:
     cpu_busy_s: Optional[float] = None
     worker_cpu_s: Optional[float] = None
     int8_instructions: Optional[Tuple[str, ...]] = None
+    boot_id: Optional[str] = None
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,11 @@ def reasons(
     if readings.count < 2:
         found.append("the sensor gave no readings" + (f": {trace.ended_reason}" if trace.ended_reason else ""))
         return tuple(found)
+    if len({c.boot_id for c in conditions if c.boot_id is not None}) > 1:
+        found.append(
+            "the device was restarted between two rounds: its clock began anew, and their traces do not fit together"
+        )
+        return tuple(found)
     backwards = int((np.diff(readings.t_s) <= 0).sum())
     if backwards:
         found.append(f"the clock of the readings stood still or went backwards {backwards} times")

@@ -56,6 +56,8 @@ def condition_warnings(conditions: Sequence[wire.Conditions]) -> list[str]:
             f"the device was busy: load average {first.load_1m:.2g} over the minute before the measurement"
             f"{f' on {first.cpus_online} CPUs' if first.cpus_online else ''}; latencies may be too high"
         )
+    if len({c.boot_id for c in conditions if c.boot_id is not None}) > 1:
+        warnings.append("the device was restarted between two rounds: they may differ by more than their blocks show")
     governors = sorted({g for c in conditions for g in c.governors or ()})
     if len(governors) > 1 or (governors and governors != ["performance"]):
         warnings.append(f"CPU governor {', '.join(governors)}: the clock changes with the load; `performance` holds it")

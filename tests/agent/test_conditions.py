@@ -25,6 +25,7 @@ PI = {
     "proc/meminfo": "MemTotal: 3884 kB\nMemAvailable:    3000 kB\nSwapTotal:   100 kB\nSwapFree:    60 kB\n",
     "proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0",
     "proc/stat": "cpu  100 10 30 5000 20 5 15 7 0 0\ncpu0 1 2 3 4\n",
+    "proc/sys/kernel/random/boot_id": "5b8ad1c3-0a5a-4c8f-9d1b-8b8f0b6f3d10\n",
     "etc/os-release": 'NAME="Debian"\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\n',
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "ondemand\n",
     "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "600000\n",
@@ -58,6 +59,7 @@ def test_a_raspberry_pi(tmp_path: Path, tools: Path) -> None:
     _tool(tools, "vcgencmd", '[ "$1" = get_throttled ] && echo throttled=0x50005')
     read = conditions.read("before", _board(tmp_path / "pi", PI))
     assert read.board == "Raspberry Pi 4 Model B Rev 1.4"
+    assert read.boot_id == "5b8ad1c3-0a5a-4c8f-9d1b-8b8f0b6f3d10"
     assert read.cpu_model == "implementer 0x41 part 0xd08"
     assert read.os == "Debian GNU/Linux 12 (bookworm)"
     assert read.governors == ("ondemand", "performance", "powersave")  # by number, not by name

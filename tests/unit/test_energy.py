@@ -180,6 +180,8 @@ def test_too_few_readings_are_those_that_the_plan_asks_for() -> None:
         ({"governors": ("performance",)}, {"governors": ("powersave",)}, "governor changed"),
         ({"power_mode": "MAXN"}, {"power_mode": "15W"}, "power mode changed"),
         ({"throttled": "nonsense"}, {"throttled": None}, ""),
+        ({"boot_id": "a"}, {"boot_id": "b"}, "restarted between two rounds"),
+        ({"boot_id": "a"}, {"boot_id": None}, ""),
     ],
 )
 def test_a_device_that_changed_makes_the_energy_invalid(
@@ -188,6 +190,21 @@ def test_a_device_that_changed_makes_the_energy_invalid(
     conditions = (case.conditions("before", 0, **before), case.conditions("power", S, **after))
     summary = energy.summarise(case.power(10.0, 5.0), conditions=conditions)
     assert (reason in "; ".join(summary.invalid)) if reason else summary.gross_j is not None
+
+
+def test_a_restart_is_the_reason_and_not_the_clock_that_began_anew_with_it() -> None:
+    first, second = case.power(10.0, 5.0), case.power(10.0, 5.0, 1)  # both boots count from the same moment
+    joined = wire.Power(
+        dataclasses.replace(
+            first.trace,
+            t_ns=first.trace.t_ns + second.trace.t_ns,
+            power_uw=first.trace.power_uw + second.trace.power_uw,
+        ),
+        first.windows + second.windows,
+    )
+    boots = tuple(case.conditions("power", S, boot_id=boot) for boot in ("a", "b"))
+    (said,) = energy.summarise(joined, conditions=boots).invalid
+    assert "restarted" in said and "backwards" not in said
 
 
 def test_a_sound_trace_gives_no_warning() -> None:

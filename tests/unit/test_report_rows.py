@@ -289,6 +289,7 @@ TROUBLES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"swap_used_bytes": 0}, {"swap_used_bytes": 90_000_000}, "swapped out 90 MB"),
     ({"power_mode": "MAXN"}, {"power_mode": "10W"}, "power mode changed from MAXN to 10W"),
     ({"load_1m": 3.0}, {}, "was busy: load average 3"),
+    ({"boot_id": "a"}, {"boot_id": "b"}, "was restarted between two rounds"),
 ]
 
 
