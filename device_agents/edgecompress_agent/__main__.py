@@ -8,6 +8,7 @@ cancel ROOT JOB_ID    → Status
 clean ROOT JOB_ID     → {"removed": bool}
 prune ROOT DAYS       → {"removed": how many files and jobs, "bytes": of them}
 clock ROOT            → Clock
+sensor ROOT NAME      standard input: the options, a JSON object; → SensorReading
 
 What cannot be done is {"error": a sentence}, exit status 1. `_work` and `_probe` are the agent's own processes.
 """
@@ -55,6 +56,18 @@ def _clock(base: Path) -> wire.Clock:
     return now()
 
 
+def _sensor(base: Path, name: str) -> wire.SensorReading:
+    from edgecompress_agent.sensor_check import check_here
+
+    try:
+        options = json.loads(sys.stdin.buffer.read())
+    except ValueError as error:
+        raise AgentError(f"sensor: standard input is not JSON: {error}") from None
+    if not isinstance(options, dict):
+        raise AgentError("sensor: standard input must be an object of options")
+    return check_here(base, name, options)
+
+
 def _work(base: Path, job_id: str) -> None:
     from edgecompress_agent.worker import work
 
@@ -70,6 +83,7 @@ _VERBS: Dict[str, Tuple[int, Callable[..., Any]]] = {
     "clean": (1, lambda base, job_id: {"removed": store.clean(base, job_id)}),
     "prune": (1, _prune),
     "clock": (0, _clock),
+    "sensor": (1, _sensor),
     "_work": (1, _work),
 }
 """Verb → (number of arguments after ROOT, function)."""

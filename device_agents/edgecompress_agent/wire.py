@@ -19,7 +19,7 @@ from edgecompress_agent.operator_times import OpProfile, OpTime
 __all__ = [
     "ENGINES", "JOB_ID", "PROTOCOL", "SCOPES", "SHA256",
     "Blob", "Block", "Clock", "Conditions", "EngineFound", "EngineInfo", "Hello", "Job", "OpProfile", "OpTime",
-    "Power", "PowerPlan", "Result", "SensorInfo", "Status", "TensorInfo", "Trace", "Window",
+    "Power", "PowerPlan", "Result", "SensorInfo", "SensorReading", "Status", "TensorInfo", "Trace", "Window",
     "WireError", "decode", "encode", "from_json", "to_json",
 ]  # fmt: skip
 
@@ -230,6 +230,16 @@ class SensorInfo:
         _need(self.interval_s > 0, "SensorInfo.interval_s", "more than 0", self.interval_s)
         for name in ("resolution_w", "gain_error", "offset_error_w"):
             _need(getattr(self, name) >= 0, f"SensorInfo.{name}", "0 or more", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class SensorReading:
+    """The answer to `sensor`: one reading in µW, or the reason why there is none. busy: nobody tried, because a job runs."""
+
+    info: Optional[SensorInfo] = None
+    power_uw: Optional[int] = None
+    reason: Optional[str] = None
+    busy: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from edgecompress_agent import wire
+from edgecompress_agent import sensor_check, wire
 
 from edgecompress.board import known_hosts
 from edgecompress.board.agent import Agent, open_agent
 from edgecompress.board.link import Link, check_host_key
 from edgecompress.board.provision import setup
 from edgecompress.board.route import resolve
-from edgecompress.board.transport import LinkLost, readable
+from edgecompress.board.transport import DeviceError, LinkLost, readable
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.study import DeviceProfile
 
@@ -20,6 +21,8 @@ __all__ = ["Check", "doctor", "setup", "trust"]
 
 _NEEDED_BYTES = 500e6
 _NEEDED_MEMORY_BYTES = 200e6
+_SENSOR_S = 60.0
+"""A serial meter may start anew when its line is opened, and then takes some seconds."""
 _THROTTLED_BITS = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
 """`vcgencmd get_throttled` of a Raspberry Pi: bits 0 to 3 now, 16 to 19 since boot."""
 
@@ -93,13 +96,7 @@ def _checks(profile: DeviceProfile) -> Iterator[Check]:
         yield from _engines(profile, agent, hello)
         yield from _room(agent, hello)
         yield from _conditions(profile, hello.conditions)
-        yield Check(
-            "sensor",
-            True,
-            f"{profile.sensor}: energy is not measured"
-            if profile.sensor == "none"
-            else f"{profile.sensor}: opened when a measurement begins",
-        )
+        yield _sensor(profile, agent)
     finally:
         if agent is not None:
             agent.close()
@@ -125,6 +122,29 @@ def _engines(profile: DeviceProfile, agent: Agent, hello: wire.Hello) -> Iterato
             there = readable(", ".join(found.providers), 300)
             fix = "Change providers in the device profile, or install an onnxruntime that has them (docs/devices.md)."
             yield Check("providers", False, f"no {', '.join(missing)}; it has {there}", fix)
+
+
+def _sensor(profile: DeviceProfile, agent: Agent) -> Check:
+    """It is opened and read once, where it hangs: a reading, or why there is none."""
+    if profile.sensor == "none":
+        return Check("sensor", True, "none: energy is not measured")
+    if profile.meter_at == "host":
+        found = sensor_check.check(profile.sensor, profile.sensor_options)
+        where = f"{profile.sensor} at this machine"
+    else:
+        options = json.dumps(profile.sensor_options).encode()
+        where = profile.sensor
+        try:
+            answer = agent.verb("sensor", profile.sensor, stdin=options, timeout_s=_SENSOR_S)
+            found = wire.from_json(wire.SensorReading, answer)
+        except (DeviceError, wire.WireError) as error:
+            return Check("sensor", False, f"{where}: {readable(str(error), 500)}")
+    if found.info is None or found.power_uw is None:
+        return Check("sensor", found.busy, f"{where}: {readable(found.reason or 'it gave no reading', 1000)}")
+    info = found.info
+    detail = f"{found.power_uw / 1e6:.3f} W now; a value every {1e3 * info.interval_s:.3g} ms"
+    scope = profile.scope if info.scope == "as-wired" and profile.scope else info.scope
+    return Check("sensor", True, readable(f"{where}: {info.description}: {detail}; scope {scope}", 500))
 
 
 def _room(agent: Agent, hello: wire.Hello) -> Iterator[Check]:
