@@ -7,10 +7,12 @@ were found by asking the package index for wheels of each Python on aarch64, arm
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 from edgecompress.board.agent import Agent, open_agent
-from edgecompress.board.transport import Completed, DeviceError, readable
+from edgecompress.board.offline import collect, install
+from edgecompress.board.transport import Completed, DeviceError, command, readable
 from edgecompress.errors import UserError
 from edgecompress.progress import SILENT, Progress
 from edgecompress.study import DeviceProfile
@@ -31,7 +33,7 @@ _WHEELS_ARMV7: dict[tuple[int, int], tuple[str, ...]] = {(3, 11): ("tflite-runti
 _CANDIDATES = ("python3", "python3.13", "python3.12", "python3.11", "python3.10", "python3.9", "python3.8")
 _FACTS = (
     "import sys, json, struct, platform;"
-    "print(json.dumps([list(sys.version_info[:2]), platform.machine(), 8 * struct.calcsize('P')]))"
+    "print(json.dumps([list(sys.version_info[:2]), platform.machine(), 8 * struct.calcsize('P'), platform.libc_ver()]))"
 )
 _VENV_S = 600.0
 _PIP_S = 3600.0
@@ -39,11 +41,13 @@ _PIP_S = 3600.0
 
 @dataclass(frozen=True)
 class BoardPython:
-    """An interpreter on the device. machine: what its wheels are called by (a 32-bit Python on a 64-bit kernel: armv7l)."""
+    """An interpreter on the device. machine: what its wheels are called by (a 32-bit Python on a 64-bit kernel: armv7l). glibc:
+    its version; None where it has another C library."""
 
     command: str
     version: tuple[int, int]
     machine: str
+    glibc: tuple[int, int] | None = None
 
 
 def wheels(python: BoardPython, *, where: str) -> tuple[str, ...]:
@@ -60,9 +64,10 @@ def wheels(python: BoardPython, *, where: str) -> tuple[str, ...]:
     return table[python.version]
 
 
-def setup(profile: DeviceProfile, progress: Progress = SILENT) -> list[str]:
+def setup(profile: DeviceProfile, progress: Progress = SILENT, *, offline: bool = False) -> list[str]:
     """Make `workdir/venv` on the device and install the engines into it. Harmless when done again. A line for each engine.
 
+    offline: the device has no network; wheels are collected on this machine and brought there.
     UserError: a person has to install something there, or the profile names a Python of its own. StepFailed: it broke.
     """
     where = profile.name
@@ -89,8 +94,16 @@ def setup(profile: DeviceProfile, progress: Progress = SILENT) -> list[str]:
             task.describe("making an environment")
             python = _environment(agent, base, where)
             task.advance()
-            task.describe("installing " + ", ".join(packages))
-            _install(agent, python, packages, where)
+            if offline:
+                task.describe("collecting wheels")
+                collected = collect(
+                    packages, machine=base.machine, python=base.version, glibc=base.glibc, where=where
+                )  # fmt: skip
+                install(agent, python, packages, collected, task)
+            else:
+                task.describe("installing " + ", ".join(packages))
+                _install(agent, python, packages)
+            _need_numpy(agent, python, packages, where)
             task.advance()
             task.describe("trying the engines")
             agent.python = python
@@ -111,12 +124,16 @@ def setup(profile: DeviceProfile, progress: Progress = SILENT) -> list[str]:
 def _find_python(agent: Agent, where: str) -> BoardPython:
     """The board's python3 where engines have wheels for it, else the newest one for which they do, else python3."""
     found = []
-    for command in _CANDIDATES:
-        done = _run(agent, [command, "-c", _FACTS], 60.0)
+    for name in _CANDIDATES:
+        done = _run(agent, [name, "-c", _FACTS], 60.0)
         try:
-            (major, minor), machine, bits = json.loads(done.stdout.decode().strip().rpartition("\n")[2])
+            facts = json.loads(done.stdout.decode().strip().rpartition("\n")[2])
+            (major, minor), machine, bits, libc = facts
             python = BoardPython(
-                command, (int(major), int(minor)), "armv7l" if bits == 32 and machine == "aarch64" else str(machine)
+                name,
+                (int(major), int(minor)),
+                "armv7l" if bits == 32 and machine == "aarch64" else str(machine),
+                _glibc(libc),
             )
         except (ValueError, TypeError):
             continue
@@ -151,16 +168,25 @@ def _environment(agent: Agent, base: BoardPython, where: str) -> str:
     return python
 
 
-def _install(agent: Agent, python: str, packages: tuple[str, ...], where: str) -> None:
+def _glibc(libc: list[str]) -> tuple[int, int] | None:
+    """From `platform.libc_ver()`."""
+    found = re.fullmatch(r"(\d+)\.(\d+)", str(libc[1])) if libc[0] == "glibc" else None
+    return (int(found.group(1)), int(found.group(2))) if found else None
+
+
+def _install(agent: Agent, python: str, packages: tuple[str, ...]) -> None:
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet"]
     # The pip that comes with an old Python does not know today's names of wheels.
     for arguments in (["--upgrade", "pip"], ["--only-binary=:all:", *packages]):
         done = _run(agent, [*pip, *arguments], _PIP_S)
         if done.status != 0:
             raise DeviceError(
-                f"{where}: pip could not install {' '.join(arguments[1:])}: {_said(done)}. "
-                "Without a network on the board, see docs/devices.md for the way by hand."
+                f"{agent.profile.name}: pip could not install {' '.join(arguments[1:])}: {_said(done)}. "
+                f"Without a network on the board: {command('setup', agent.profile.name + ' --offline')}"
             )
+
+
+def _need_numpy(agent: Agent, python: str, packages: tuple[str, ...], where: str) -> None:
     if (
         not any(p.startswith("numpy") for p in packages)
         and _run(agent, [python, "-c", "import numpy"], 60.0).status != 0

@@ -56,7 +56,7 @@ def device_setup(arguments: argparse.Namespace) -> int:
     from edgecompress.board.devices import setup
 
     with progress() as bars:
-        lines = setup(_named(arguments.device), progress=bars)
+        lines = setup(_named(arguments.device), progress=bars, offline=arguments.offline)
     for line in lines:
         print(line)
     return 0

@@ -152,6 +152,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             action.add_argument(
                 "--yes", action="store_true", help="pin without asking (compare the fingerprint yourself)"
             )
+        if name == "setup":
+            action.add_argument(
+                "--offline",
+                action="store_true",
+                help="the device has no network: collect the wheels here and bring them",
+            )
 
     methods = verb("methods", "List the compression methods, or describe one with its parameters.", "models")
     methods.add_argument("name", nargs="?", metavar="NAME")
