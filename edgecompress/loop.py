@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompress import masks, resume
+from edgecompress import codebooks, masks, resume
 from edgecompress.errors import StepFailed
 from edgecompress.optim import Ema, lr_factor, make_optimizer
 from edgecompress.progress import Progress
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from edgecompress.compress.contract import Loss
     from edgecompress.data import Dataset
 
-    _Dropped = list[tuple[nn.Parameter, Tensor]]
+    _Held = tuple[list[tuple[nn.Parameter, Tensor]], list[codebooks.Shared]]
 
 _GPU_CHECK_EVERY = 16
 """Steps between looks at the loss on a GPU: each look waits for the device. On a CPU every step is looked at."""
@@ -55,6 +55,7 @@ def run(fabric: Fabric, model: nn.Module, data: Dataset, loss: Loss, job: Job, p
     ema = Ema(model, spec.ema) if spec.ema else None
     dropped = masks.dropped(model)
     masks.apply(model)
+    shared = codebooks.hold(model)
 
     steps_per_epoch = _steps(len(data.train), spec.batch_size, world)
     history: list[dict[str, float]] = []
@@ -97,7 +98,7 @@ def run(fabric: Fabric, model: nn.Module, data: Dataset, loss: Loss, job: Job, p
                 images_in_epoch += len(images)
                 if step % look_every == 0 or step == steps_per_epoch - 1:
                     _check(_sum(fabric, loss_sum), job, epoch, step, lr)
-                _descend(fabric, wrapped, optimizer, value, dropped, spec.clip_norm)
+                _descend(fabric, wrapped, optimizer, value, (dropped, shared), spec.clip_norm)
                 if ema is not None:
                     ema.update(model)
                 task.advance()
@@ -121,6 +122,7 @@ def run(fabric: Fabric, model: nn.Module, data: Dataset, loss: Loss, job: Job, p
     if ema is not None:
         ema.store(model)
         masks.apply(model)
+        codebooks.apply(model)
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return TrainRecord(
         epochs=spec.epochs, seconds=seconds, images=images_seen, final_loss=history[-1]["loss"], history=tuple(history),
@@ -129,22 +131,28 @@ def run(fabric: Fabric, model: nn.Module, data: Dataset, loss: Loss, job: Job, p
     )  # fmt: skip
 
 
-def _descend(
-    fabric: Fabric, model: Any, optimizer: Any, value: Tensor, dropped: _Dropped, clip_norm: float | None
-) -> None:
-    """One optimiser step that leaves dropped weights at exactly zero, and their gradients out of the norm that is clipped."""
+def _descend(fabric: Fabric, model: Any, optimizer: Any, value: Tensor, held: _Held, clip_norm: float | None) -> None:
+    """One optimiser step that leaves dropped weights at exactly zero, and weights that share a value equal.
+
+    Gradients of dropped weights stay out of the norm that is clipped; a shared value counts once there, with its own gradient.
+    """
     import torch
 
+    dropped, shared = held
     fabric.backward(value)
     for parameter, drop in dropped:
         if parameter.grad is not None:
             parameter.grad.masked_fill_(drop, 0.0)
+    for weights in shared:
+        weights.gather()
     if clip_norm is not None:
         fabric.clip_gradients(model, optimizer, max_norm=clip_norm, error_if_nonfinite=False)
     optimizer.step()
     with torch.no_grad():
         for parameter, drop in dropped:
             parameter.masked_fill_(drop, 0.0)
+    for weights in shared:
+        weights.spread()
 
 
 def _own_share(images: Tensor, labels: Tensor, rank: int, world: int) -> tuple[Tensor, Tensor]:

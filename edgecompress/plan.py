@@ -21,16 +21,20 @@ MODEL_CODE = (
     "models",
     "data",
     "train.py",
+    "loop.py",
     "optim.py",
     "losses.py",
     "masks.py",
+    "codebooks.py",
+    "kmeans.py",
+    "patterns.py",
     "recipe.py",
     "evaluate.py",
     "cost.py",
     "records.py",
     "compress/contract.py",
 )
-EXPORT_CODE = ("export", "masks.py", "data", "records.py")
+EXPORT_CODE = ("export", "masks.py", "codebooks.py", "data", "records.py")
 MEASURE_CODE = ("measurement.py", "rounds.py", "records.py", "operators.py")
 
 

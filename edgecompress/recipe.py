@@ -2,7 +2,7 @@
 
 The model that comes in is the teacher of every step (a frozen copy). After each step the network must still be one: same
 outputs' shape, finite weights, and every weight that an earlier step's mask dropped still exactly zero, unless the step put
-another network in its place.
+another network in its place. Weights that shared a value still do, or the step's record says of which parameters that ended.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgecompress import masks
+from edgecompress import codebooks, masks
 from edgecompress.compress.contract import Context, full_params, parse_params
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.plugins import find
@@ -56,11 +56,13 @@ def run_steps(
             scratch=scratch / f"step-{number + 1}-{step.method}", progress=progress,
         )  # fmt: skip
         earlier = {name: mask.clone() for name, mask in masks.get(model).items()}
+        earlier_codes = {name: codes.clone() for name, codes in codebooks.get(model).items()}
         began = time.monotonic()
         method = find("edgecompress.compress", step.method, attribute="apply", kind="method")
         model = method.apply(model, params, context)
         if "replaced_model" not in context.notes:
             _keep_masks(model, earlier, step.method)
+        _keep_codes(model, earlier_codes, context)
         _still_a_network(model, data, step.method)
         records.append(
             StepRecord(step.method, plain, time.monotonic() - began, tuple(context.trainings), dict(context.notes))
@@ -86,6 +88,39 @@ def _keep_masks(model: nn.Module, earlier: dict[str, Tensor], method: str) -> No
             raise StepFailed(f"method {method} gave weights of {name} a value that an earlier step had pruned")
         now = present.get(name)
         masks.put(model, {name: ~drop if now is None else now & ~drop})
+
+
+def _keep_codes(model: nn.Module, earlier: dict[str, Tensor], context: Context) -> None:
+    """Codes that the method left out are put back where its weights still keep to them. The others end, and the record says so.
+
+    A method that gave a parameter codes of its own (a coarser codebook, one of fewer channels) has replaced the earlier ones.
+    """
+    import torch
+
+    parameters = dict(model.named_parameters())
+    replaced = "replaced_model" in context.notes
+    ended = []
+    for name, codes in codebooks.get(model).items():
+        if not codebooks.holds(parameters[name], codes):
+            codebooks.strip(model, [name])
+    for name, codes in earlier.items():
+        present = codebooks.get(model).get(name)
+        if present is not None and present.shape != codes.shape:
+            continue
+        fits = not replaced and name in parameters and parameters[name].shape == codes.shape
+        if fits and codebooks.holds(parameters[name], codes):
+            if present is None or torch.equal(present, codes):
+                # What has been pruned since is a zero like any other.
+                codebooks.put(model, {name: codes.masked_fill(parameters[name].detach() == 0, 0)})
+            continue
+        if present is None:
+            codebooks.strip(model, [name])
+        ended.append(name)
+    if ended:
+        context.note("codebooks_ended", ended)
+        context.progress.say(
+            f"the weights of {', '.join(ended)} no longer share the values that an earlier step gave them"
+        )
 
 
 def _still_a_network(model: nn.Module, data: Dataset | None, method: str) -> None:

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompress import masks
+from edgecompress import codebooks, masks
 from edgecompress.study import TrainSpec
 
 if TYPE_CHECKING:
@@ -23,13 +23,14 @@ _FORMAT = 1
 
 
 def training_key(model: nn.Module, data: Dataset, spec: TrainSpec, seed: int, devices: int, loss: Loss) -> str:
-    """A hash of everything that the result of a training depends on: its first weights, masks, data, spec, seed, loss."""
+    """A hash of everything that the result of a training depends on: its first weights, masks, codes, data, spec, seed, loss."""
     import torch
 
     facts = [_FORMAT, spec.model_dump(mode="json"), seed, devices, data.record(), _loss_facts(loss)]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     digest.update(data.train.labels.tobytes())
     tensors = {**model.state_dict(), **{f"{name}{masks.SUFFIX}": mask for name, mask in masks.get(model).items()}}
+    tensors |= {f"{name}{codebooks.SUFFIX}": codes for name, codes in codebooks.get(model).items()}
     for name in sorted(tensors):
         digest.update(name.encode())
         digest.update(memoryview(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))

@@ -1,7 +1,8 @@
 """Training: of the baseline, of every fine-tuning and of distillation. One loop, so that all are held to the same.
 
 What it keeps: a mask's zeros are exactly zero after every optimiser step (gradients of dropped weights are zeroed too, so
-momentum and weight decay have nothing to work on); the same seed, machine and number of threads give the same weights; an
+momentum and weight decay have nothing to work on); weights that share a value are trained as that one value (the sum of
+their gradients) and stay equal; the same seed, machine and number of threads give the same weights; an
 interrupted run that is started again with the same inputs ends, on a CPU, in the very bits of an uninterrupted one.
 Loss or weights that are no longer finite stop it with a StepFailed that says where and what to try.
 """
@@ -46,7 +47,7 @@ def fit(
 
     loss: default cross-entropy with the spec's label smoothing; a given loss sees to its own smoothing, and must be
     picklable where several processes train. checkpoints: a directory where each finished epoch is kept; a checkpoint there of
-    the same training (spec, seed, data, first weights, masks) is gone on from, any other is replaced. None: no checkpoints.
+    the same training (spec, seed, data, first weights, masks, codes) is gone on from, any other is replaced. None: no checkpoints.
     devices: GPUs or, without any, CPU processes (each a share of every batch, averaged gradients); None: every GPU, or one CPU
     process. With more than one, Python's usual rule for spawned processes holds: a script needs `if __name__ == "__main__"`.
     spec.epochs 0 changes nothing and gives a record that says so.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgecompress import masks, plugins
+from edgecompress import codebooks, masks, plugins
 from edgecompress.activations import ActivationType
 from edgecompress.errors import StepFailed, UserError, near_misses
 from edgecompress.export import census, parity
@@ -227,13 +227,14 @@ def _activations(name: str, asked: ActivationType, *, int8: bool) -> str | None:
 
 
 def _plain(model: nn.Module) -> nn.Module:
-    """A copy for the exporter: on the CPU, float32, in eval mode, without mask buffers (their zeros are in the weights)."""
+    """A copy for the exporter: on the CPU, float32, in eval mode, without masks and codes (the weights are as they say)."""
     try:
         plain = copy.deepcopy(model)
     except RuntimeError as error:  # torch: "Only Tensors created explicitly by the user support the deepcopy protocol"
         raise StepFailed(f"the model cannot be copied for the export: {error}") from error
     masks.apply(plain)
-    return masks.strip(plain).cpu().float().eval().requires_grad_(False)
+    codebooks.apply(plain)
+    return codebooks.strip(masks.strip(plain)).cpu().float().eval().requires_grad_(False)
 
 
 def _convert(exporter: ModuleType, name: str, model: nn.Module, path: Path, context: ExportContext) -> None:

@@ -1,7 +1,7 @@
 """Weights from and to disk. Nothing here runs code from a file: safetensors, or `torch.load(weights_only=True)`.
 
 A saved model is a directory: `model.json` (format version, spec, classes, input shape, sha256 of the other files),
-`weights.safetensors`, and `masks.safetensors` where parameters are masked.
+`weights.safetensors`, `masks.safetensors` where parameters are masked, and `codes.safetensors` where weights share values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edgecompress import masks
+from edgecompress import codebooks, masks
 from edgecompress.errors import UserError
 from edgecompress.models import origin
 from edgecompress.models.building import InShape, check_output, construct
@@ -131,6 +131,9 @@ def save_model(directory: Path, model: nn.Module, *, num_classes: int = 0, in_sh
     files = {"weights.safetensors": _write_tensors(directory / "weights.safetensors", model.state_dict())}
     if kept:
         files["masks.safetensors"] = _write_tensors(directory / "masks.safetensors", kept)
+    codes = codebooks.get(model)
+    if codes:
+        files["codes.safetensors"] = _write_tensors(directory / "codes.safetensors", codes)
     description = {
         "format": FORMAT,
         "model": None if spec is None else spec.model_dump(mode="json", exclude={"weights"}),
@@ -142,10 +145,12 @@ def save_model(directory: Path, model: nn.Module, *, num_classes: int = 0, in_sh
     _replace(directory / "model.json", json.dumps(description, indent=1).encode())
     if not kept:
         (directory / "masks.safetensors").unlink(missing_ok=True)
+    if not codes:
+        (directory / "codes.safetensors").unlink(missing_ok=True)
 
 
 def load_model(directory: Path, model: nn.Module | None = None) -> nn.Module:
-    """The network of a model directory, in eval mode, masks in place. No dataset is needed.
+    """The network of a model directory, in eval mode, masks and codes in place. No dataset is needed.
 
     model: the module to fill, for a directory that `save_model` wrote without a spec; with a spec it may be left out.
     UserError: not a model directory, an unfinished or damaged one, a module that does not fit.
@@ -181,6 +186,9 @@ def load_model(directory: Path, model: nn.Module | None = None) -> nn.Module:
     masks.strip(model)
     if "masks.safetensors" in description["files"]:
         masks.put(model, load_file(directory / "masks.safetensors"))
+    codebooks.strip(model)
+    if "codes.safetensors" in description["files"]:
+        codebooks.put(model, load_file(directory / "codes.safetensors"))
     return model.eval()
 
 

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # defaults: a new file is covered without a line in this one.
 EXAMPLES: dict[str, dict[str, Any]] = {
     "magnitude": {"sparsity": 0.6, "finetune": {"epochs": 1, "batch_size": 64}},
+    "codebook": {"bits": 3, "finetune": {"epochs": 1, "batch_size": 64, "lr": 0.001}},
     "distill": {"epochs": 1, "batch_size": 64, "temperature": 3},
 }
 

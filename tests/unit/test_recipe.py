@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from edgecompress import masks, recipe
+from edgecompress import codebooks, masks, recipe
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.recipe import run_steps
 from edgecompress.study import Step
@@ -119,3 +119,54 @@ def test_a_step_that_leaves_nan_or_another_shape_is_refused(monkeypatch, tmp_pat
     with_method(monkeypatch, lambda model, params, context: small_net(classes=3))
     with pytest.raises(UserError, match="after method magnitude"):
         run_steps(small_net(), step, data=digits, seed=0, scratch=tmp_path)
+
+
+SHARE = {"method": "codebook", "values": 6, "exclude": "conv1"}
+
+
+def few_values(model, names=("conv2", "fc1", "fc2")) -> bool:
+    weights = [model.get_submodule(name).weight.detach() for name in names]
+    return all(len(torch.unique(w[w != 0])) <= 6 and len(w.unique()) > 2 for w in weights)
+
+
+def test_shared_values_stay_shared_through_pruning_and_distillation(digits, tmp_path):
+    again = {"method": "magnitude", "sparsity": 0.5, "finetune": {"epochs": 1, "batch_size": 60, "lr": 1e-3}}
+    recover = {**RECOVER, "lr": 1e-3}
+    model, records = run_steps(small_net(), steps(SHARE, recover, again), data=digits, seed=0, scratch=tmp_path)
+    assert few_values(model) and set(codebooks.get(model)) == {"conv2.weight", "fc1.weight", "fc2.weight"}
+    assert not any("codebooks_ended" in r.notes for r in records)
+    for name, codes in codebooks.get(model).items():
+        assert torch.equal(codes == 0, model.get_parameter(name) == 0)
+
+
+def test_the_record_says_where_shared_values_end(digits, tmp_path):
+    student = {**RECOVER, "student": {"name": "tests.small_nets:small_net", "args": {"seed": 8}}}
+    model, records = run_steps(small_net(), steps(SHARE, student), data=digits, seed=0, scratch=tmp_path)
+    assert records[1].notes["codebooks_ended"] == ["conv2.weight", "fc1.weight", "fc2.weight"]
+    assert codebooks.get(model) == {}
+    other = {"method": "codebook", "values": 5, "init": "density", "exclude": ["conv?", "fc2"]}
+    model, records = run_steps(small_net(), steps(SHARE, other), data=None, seed=0, scratch=tmp_path)
+    assert "codebooks_ended" not in records[0].notes and set(codebooks.get(model)) == {
+        "conv2.weight", "fc1.weight", "fc2.weight",
+    }  # fmt: skip
+    assert len(model.fc1.weight.unique()) == 5 and len(model.fc2.weight.unique()) == 6
+
+
+def test_codes_that_a_step_forgot_are_put_back_and_spoilt_ones_end(monkeypatch, tmp_path):
+    step = steps(PRUNE)
+    model = small_net()
+    codes = {"fc1.weight": torch.arange(24 * 256).reshape(24, 256) % 4, "fc2.weight": torch.ones(10, 24).long()}
+    codebooks.put(model, codes)
+
+    def forget_and_spoil(model, params, context):
+        codebooks.strip(model)
+        with torch.no_grad():
+            model.fc2.weight[0, 0] += 1
+            model.fc1.weight[3] = 0
+        return model
+
+    with_method(monkeypatch, forget_and_spoil)
+    model, records = run_steps(model, step, data=None, seed=0, scratch=tmp_path)
+    assert records[0].notes["codebooks_ended"] == ["fc2.weight"]
+    codes["fc1.weight"][3] = 0
+    assert torch.equal(codebooks.get(model)["fc1.weight"], codes["fc1.weight"].int()) and len(codebooks.get(model)) == 1
