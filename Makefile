@@ -1,4 +1,4 @@
-# make install · demo · test · check · bench. Needs Python 3.11 or newer, make, and a package index that pip reaches.
+# make install · demo · test · check · bench · study. Needs Python 3.11 or newer, make, and a package index that pip reaches.
 
 # The default index serves a build of torch with CUDA (several GB). For the CPU build give PyTorch's index of CPU wheels, whose
 # address stands on PyTorch's own "Get started" page:  make install TORCH_INDEX=<address of the CPU index>
@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test check bench study clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -40,6 +40,11 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+# All of studies/, one after the other (hours; each goes on where it was stopped), or one with its own options:
+# make study STUDY="mnist_lookahead --seeds 3"
+study: $(STAMP)
+	$(BIN)/python studies/run.py $(STUDY)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,114 @@
+"""The studies' own arithmetic: a training that leaves out what is pruned, and the table over seeds."""
+
+from __future__ import annotations
+
+import copy
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from edgecompress import masks  # noqa: E402
+from edgecompress.models.lap import lap_mlp  # noqa: E402
+
+pytestmark = pytest.mark.heavy
+STUDIES = Path(__file__).resolve().parents[2] / "studies"
+
+
+@pytest.fixture(autouse=True)
+def _as_a_study_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(str(STUDIES))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _data(images: int = 90):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(images, 16, generator=generator), torch.randint(0, 7, (images,), generator=generator)
+
+
+def _mlp(density: float | None):
+    # 7 classes do not divide a batch of 20: a gradient that is zero but for rounding would be a whole step of Adam
+    torch.manual_seed(0)
+    model = lap_mlp(7, (1, 4, 4), width=0.1)
+    if density is not None:
+        masks.put(
+            model, {n: torch.rand(p.shape) < density for n, p in model.named_parameters() if n.endswith("weight")}
+        )
+    return model
+
+
+def _dense_reference(model, data, *, lr, batch, order, iterations):
+    """Autograd on the whole network, masks applied after each step."""
+    from masked_mlp import _batches
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    for chosen in _batches(len(data[1]), batch, order, iterations):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(data[0][chosen].reshape(-1, 1, 4, 4)), data[1][chosen]).backward()
+        for parameter, drop in masks.dropped(model):
+            parameter.grad.masked_fill_(drop, 0.0)
+        optimizer.step()
+        masks.apply(model)
+
+
+@pytest.mark.parametrize("density", [None, 0.3, 0.06], ids=["dense", "30 %", "6 %"])
+def test_training_without_the_pruned_weights_equals_training_with_them(density) -> None:
+    from masked_mlp import train
+
+    model = _mlp(density)
+    reference = copy.deepcopy(model)
+    settings = {"lr": 5e-3, "batch": 20, "order": (3, 1), "iterations": 30}
+    train(model, _data(), **settings)
+    before = {n: p.clone() for n, p in reference.named_parameters()}
+    _dense_reference(reference, _data(), **settings)
+    moved = 0.0
+    for (name, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+        moved = max(moved, float((theirs.detach() - before[name]).abs().max()))
+    assert moved > 0.01
+
+
+def test_batches_use_every_image_once_a_pass_and_follow_from_their_seed() -> None:
+    from masked_mlp import _batches
+
+    first = list(_batches(90, 20, (0, 4), 9))
+    assert [len(b) for b in first] == [20] * 9
+    assert len(set(torch.cat(first[:4]).tolist())) == 80
+    assert all(torch.equal(a, b) for a, b in zip(first, _batches(90, 20, (0, 4), 9), strict=True))
+    assert not torch.equal(first[0], next(iter(_batches(90, 20, (0, 5), 1))))
+
+
+def _row(seed: int, level: int | None, method: str | None, error: float) -> dict:
+    return {"seed": seed, "level": level, "method": method, "test_error": error, "kept_fraction": 0.01}
+
+
+def test_the_table_pairs_the_methods_by_seed() -> None:
+    from mnist_lookahead_report import table
+
+    rows = [_row(seed, None, None, 0.02) for seed in range(3)]
+    # seeds differ by points, the methods by a tenth of one: only the pairs can tell
+    for seed, error in enumerate((0.10, 0.14, 0.18)):
+        rows += [_row(seed, 4, "magnitude", error), _row(seed, 4, "lookahead", error - 0.001 * (1 + 0.01 * seed))]
+        rows += [_row(seed, 5, "magnitude", error), _row(seed, 5, "lookahead", 0.28 - error)]
+    first, second = table(rows)
+    assert math.isclose(first["magnitude"].value, 14.0)
+    assert first["magnitude"].high - first["magnitude"].value == pytest.approx(4.302653 * 4 / math.sqrt(3), rel=1e-5)
+    assert first["difference"].value == pytest.approx(-0.101)
+    assert first["verdict"] == "lookahead lower"
+    assert second["verdict"] == "no measurable difference"
+
+
+def test_an_unknown_study_is_refused_with_the_known_ones() -> None:
+    run = subprocess.run(
+        [sys.executable, str(STUDIES / "run.py"), "mnist_lokahead"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2
+    assert "mnist_lookahead" in run.stderr and "masked_mlp" not in run.stderr
