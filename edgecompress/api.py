@@ -104,14 +104,25 @@ def compress(
 
 
 def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The network in a model directory (of a run, or of `edgecompress compress --out`), in eval mode, masks in place.
+    """The network in a model directory (of a run, or of `edgecompress compress --out`) or in an `.ecz` file that
+    `edgecompress pack` made of one, in eval mode, masks in place.
 
     model: the module to fill, where the directory holds the weights of a network of one's own. UserError: see
-    `edgecompress.models.checkpoint.load_model`.
+    `edgecompress.models.checkpoint.load_model` and `edgecompress.coding.unpack`.
     """
     from edgecompress.models.checkpoint import load_model
 
-    return load_model(Path(directory), model)
+    path = Path(directory)
+    if path.is_dir() or path.suffix != ".ecz":
+        return load_model(path, model)
+    from edgecompress.coding import unpack
+
+    with tempfile.TemporaryDirectory(prefix="edgecompress-") as folder:
+        unpack(path, Path(folder) / "model")
+        try:
+            return load_model(Path(folder) / "model", model)
+        except UserError as error:
+            raise UserError(error.what, where=str(path), fix=error.fix) from None
 
 
 def _steps(method: Any, params: dict[str, Any]) -> tuple[Step, ...]:

@@ -91,22 +91,22 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     what: Path = arguments.what
     data = data_spec(arguments.data)
-    if what.is_dir():
+    if what.is_dir() or (what.suffix == ".ecz" and what.is_file()):
+        from edgecompress import api
         from edgecompress.data import load as datasets_load
         from edgecompress.evaluate import accuracy
-        from edgecompress.models.checkpoint import load_model
 
         dataset = datasets_load(data, seed=arguments.seed)
         sys.path.insert(0, str(Path.cwd()))
-        model = load_model(what)
+        model = api.load(what)
         with progress() as bars:
             scored = accuracy(model, dataset, arguments.part, progress=bars)
     elif what.suffix in (".onnx", ".tflite") and what.is_file():
         scored = _score_file(what, arguments)
     else:
         raise UserError(
-            "neither a directory of a saved model nor an .onnx or .tflite file", where=str(what),
-            fix="Give what `edgecompress compress` or `edgecompress export` made.",
+            "neither a directory of a saved model nor an .ecz, .onnx or .tflite file", where=str(what),
+            fix="Give what `edgecompress compress`, `pack` or `export` made.",
         )  # fmt: skip
     low, high = stats.wilson(round(scored.top1 * scored.images), scored.images)
     if arguments.json:
@@ -164,13 +164,13 @@ def export(arguments: argparse.Namespace) -> int:
 
     import tempfile
 
+    from edgecompress import api
     from edgecompress.data import load as datasets_load
-    from edgecompress.models.checkpoint import load_model
     from edgecompress.rundir import write_atomically
 
     dataset = datasets_load(data, seed=arguments.seed)
     sys.path.insert(0, str(Path.cwd()))
-    model = load_model(arguments.model_dir)
+    model = api.load(arguments.model_dir)
     _made(out)
     with progress() as bars, tempfile.TemporaryDirectory(prefix="edgecompress-") as cache:
         for form in dict.fromkeys(arguments.formats):
