@@ -24,6 +24,7 @@ MODEL_CODE = (
     "loop.py",
     "optim.py",
     "losses.py",
+    "distillation.py",
     "masks.py",
     "codebooks.py",
     "kmeans.py",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from edgecompress import plugins
+from edgecompress.distillation import DistillSpec, FineTuneSpec
 from edgecompress.errors import UserError, near_misses
 from edgecompress.progress import SILENT, Progress
 from edgecompress.records import TrainRecord
@@ -29,11 +30,14 @@ FINETUNE_LR = 0.01
 
 
 def _finetune_lr(value: Any) -> Any:
+    if isinstance(value, TrainSpec):
+        value = value.model_dump()
     return {"lr": FINETUNE_LR, **value} if isinstance(value, dict) else value
 
 
-FineTune = Annotated[TrainSpec | None, BeforeValidator(_finetune_lr)]
-"""The training after a method has changed the weights: a TrainSpec whose `lr` is 0.01 unless given. None: no training."""
+FineTune = Annotated[FineTuneSpec | None, BeforeValidator(_finetune_lr)]
+"""The training after a method has changed the weights: a TrainSpec whose `lr` is 0.01 unless given, with `distill: {…}` under
+the dense model (`edgecompress.distillation`). None: no training."""
 
 
 def method_names() -> list[str]:
@@ -105,21 +109,45 @@ class Context:
         return self.data
 
     def train(self, model: nn.Module, spec: TrainSpec, *, method: str, loss: Loss | None = None) -> None:
-        """Train `model` in place (masks held, interrupted runs resumed) and record it. loss: default cross-entropy."""
+        """Train `model` in place (masks held, interrupted runs resumed) and record it.
+
+        loss: default cross-entropy, or distillation from the dense model where the spec asks for it (`finetune.distill`).
+        UserError when it asks for that in a method whose trainings have a loss of their own.
+        """
+        from edgecompress.evaluate import device_of
         from edgecompress.train import fit
 
         number = len(self.trainings)
-        record = fit(
-            model,
-            self.need_data(method),
-            spec,
-            loss=loss,
-            seed=self.seed + number,
-            checkpoints=self.scratch / f"training-{number}",
-            progress=self.progress,
-            label=f"{method} training",
-        )
+        distill = spec.distill if isinstance(spec, FineTuneSpec) else None
+        if distill is not None:
+            if loss is not None:
+                raise UserError(
+                    f"method {method} trains with a loss of its own, so distill cannot be the loss of its training",
+                    fix="Leave distill out there, or add a step {method: distill} after it.",
+                )
+            loss = self._distillation(distill, spec.label_smoothing)
+        home = device_of(self.teacher)
+        try:
+            record = fit(
+                model,
+                self.need_data(method),
+                spec,
+                loss=loss,
+                seed=self.seed + number,
+                checkpoints=self.scratch / f"training-{number}",
+                progress=self.progress,
+                label=f"{method} training",
+            )
+        finally:
+            self.teacher.to(home)
         self.trainings.append(record)
+
+    def _distillation(self, spec: DistillSpec, label_smoothing: float) -> Loss:
+        from edgecompress.distillation import distillation_loss
+
+        loss = distillation_loss(spec, self.teacher, self.need_data("distill"), label_smoothing)
+        self.note("distilled", spec.model_dump(mode="json"))
+        return loss
 
     def build(self, spec: ModelSpec) -> nn.Module:
         """A new network for the same data (a student), its weights loaded where the spec names a file."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from edgecompress import masks
+from edgecompress.compress import magnitude
 from edgecompress.compress.contract import Context, full_params, parse_params
 from edgecompress.compress.distill import apply, training
+from edgecompress.distillation import DistillSpec, FineTuneSpec
 from edgecompress.errors import UserError
-from edgecompress.losses import Distillation
-from edgecompress.recipe import frozen_copy
+from edgecompress.losses import CrossEntropy, Distillation
+from edgecompress.recipe import frozen_copy, run_steps
+from edgecompress.study import Step, TrainSpec
 from tests.small_nets import few_digits, same_state, small_net
 
 pytestmark = pytest.mark.heavy
@@ -123,3 +127,50 @@ def test_bad_input_is_one_clear_message(tmp_path):
 def test_bad_parameters_are_one_clear_message(params, words):
     with pytest.raises(ValueError, match=words):
         parse_params("distill", params)
+
+
+SOFT = {"temperature": 3.0, "alpha": 0.8}
+TUNE = {"epochs": 1, "batch_size": 60}
+
+
+def pruned(tmp_path, finetune, **more):
+    torch.set_num_threads(1)
+    step = Step(method="magnitude", params={"sparsity": 0.5, "finetune": finetune, **more})
+    return run_steps(small_net(), (step,), data=few_digits(120), seed=0, scratch=tmp_path)
+
+
+def test_any_steps_fine_tuning_can_be_under_the_dense_model(tmp_path):
+    model, (record,) = pruned(tmp_path / "soft", {**TUNE, "distill": SOFT})
+    assert record.notes["distilled"] == SOFT
+    assert record.params["finetune"]["distill"] == SOFT and record.params["finetune"]["lr"] == 0.01
+    plain, (other,) = pruned(tmp_path / "plain", TUNE)
+    assert "distilled" not in other.notes and other.params["finetune"]["distill"] is None
+    assert not same_state(model, plain)
+    # What the context makes of the words is the loss given by hand.
+    by_hand, context_ = small_net(), context(tmp_path / "hand", small_net(), few_digits(120))
+    masks.put(by_hand, masks.get(model))
+    loss = Distillation(context_.teacher, 3.0, 0.8)
+    context_.train(by_hand, FineTuneSpec(**TUNE, lr=0.01), method="magnitude", loss=loss)
+    assert same_state(model, by_hand)
+
+
+def test_every_round_of_a_gradual_pruning_is_distilled(tmp_path):
+    _, (record,) = pruned(tmp_path, {**TUNE, "epochs": 2, "distill": SOFT}, steps=2)
+    assert len(record.trainings) == 2 and record.params["finetune"]["distill"] == SOFT
+
+
+def test_distill_is_no_word_of_a_baseline_and_checks_its_values(tmp_path):
+    with pytest.raises(ValidationError, match="distill"):
+        TrainSpec.model_validate({"distill": SOFT})
+    for bad, words in (({"temperature": 0}, "temperature"), ({"alpha": 2}, "alpha"), ({"T": 4}, "T: Extra")):
+        with pytest.raises(ValueError, match=words):
+            parse_params("magnitude", {"finetune": {"distill": bad}})
+    with pytest.raises(UserError, match=r"the teacher.*10 classes"):
+        apply_pruning = parse_params("magnitude", {"finetune": {**TUNE, "distill": {}}})
+        magnitude.apply(small_net(), apply_pruning, context(tmp_path, small_net(classes=7), few_digits(40)))
+
+
+def test_a_method_with_a_loss_of_its_own_refuses_a_distilled_training(tmp_path):
+    spec = FineTuneSpec(epochs=1, distill=DistillSpec())
+    with pytest.raises(UserError, match="loss of its own"):
+        context(tmp_path, small_net(), few_digits(40)).train(small_net(), spec, method="own", loss=CrossEntropy())
