@@ -26,6 +26,7 @@ MODEL_CODE = (
     "losses.py",
     "distillation.py",
     "masks.py",
+    "graph.py",
     "codebooks.py",
     "kmeans.py",
     "patterns.py",
