@@ -1,7 +1,8 @@
 """Weights from and to disk. Nothing here runs code from a file: safetensors, or `torch.load(weights_only=True)`.
 
-A saved model is a directory: `model.json` (format version, spec, classes, input shape, sha256 of the other files),
-`weights.safetensors`, `masks.safetensors` where parameters are masked, and `codes.safetensors` where weights share values.
+A saved model is a directory: `model.json` (format version, spec, classes, input shape, sha256 of the other files, and the
+channels that are kept of the spec's network where some were cut), `weights.safetensors`, `masks.safetensors` where
+parameters are masked, and `codes.safetensors` where weights share values.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from edgecompress import codebooks, masks
 from edgecompress.errors import UserError
+from edgecompress.models import kept as kept_channels
 from edgecompress.models import origin
 from edgecompress.models.building import InShape, check_output, construct
 from edgecompress.study import ModelSpec
@@ -142,6 +144,11 @@ def save_model(directory: Path, model: nn.Module, *, num_classes: int = 0, in_sh
         "in_shape": list(in_shape),
         "files": files,
     }
+    cut = kept_channels.get(model)
+    if cut:
+        description["kept"] = {
+            name: {side: list(index) for side, index in sides.items()} for name, sides in cut.items()
+        }
     _replace(directory / "model.json", json.dumps(description, indent=1).encode())
     if not kept:
         (directory / "masks.safetensors").unlink(missing_ok=True)
@@ -152,7 +159,8 @@ def save_model(directory: Path, model: nn.Module, *, num_classes: int = 0, in_sh
 def load_model(directory: Path, model: nn.Module | None = None) -> nn.Module:
     """The network of a model directory, in eval mode, masks and codes in place. No dataset is needed.
 
-    model: the module to fill, for a directory that `save_model` wrote without a spec; with a spec it may be left out.
+    model: the module to fill, for a directory that `save_model` wrote without a spec; with a spec it may be left out. It is
+    the network before channels were cut out of it: they are cut here.
     UserError: not a model directory, an unfinished or damaged one, a module that does not fit.
     """
     description = _describe(directory)
@@ -182,6 +190,7 @@ def load_model(directory: Path, model: nn.Module | None = None) -> nn.Module:
         model = construct(spec, num_classes=num_classes, in_shape=in_shape, seed=0, pretrained=False)
     else:
         check_output(model, num_classes=num_classes, in_shape=in_shape, where=str(directory))
+    _cut(model, description.get("kept", {}), directory)
     load_weights(model, directory / "weights.safetensors")
     masks.strip(model)
     if "masks.safetensors" in description["files"]:
@@ -190,6 +199,21 @@ def load_model(directory: Path, model: nn.Module | None = None) -> nn.Module:
     if "codes.safetensors" in description["files"]:
         codebooks.put(model, load_file(directory / "codes.safetensors"))
     return model.eval()
+
+
+def _cut(model: nn.Module, recorded: Any, directory: Path) -> None:
+    """Make the channels of a base network those that model.json records. A module that was cut in the same way is left."""
+    where, fix = str(directory / "model.json"), "Give the network as it was before its channels were cut."
+    sides_of = {name: {side: tuple(index) for side, index in sides.items()} for name, sides in recorded.items()}
+    present = kept_channels.get(model)
+    if present == sides_of:
+        return
+    if present:
+        raise UserError("holds another cut than that of the network to fill", where=where, fix=fix)
+    try:
+        kept_channels.cut(model, sides_of)
+    except UserError as error:
+        raise UserError(error.what, where=where, fix=fix) from None
 
 
 def _describe(directory: Path) -> dict[str, Any]:

@@ -16,16 +16,46 @@ InShape = tuple[int, int, int]
 
 
 class Shortcut(nn.Module):
-    """Option A: every second pixel, and zero channels on both sides up to `out_channels`. No weights."""
+    """Option A: every second pixel, and zero channels on both sides up to `out_channels`. No weights.
+
+    Once channels were cut, each output channel still takes the input channel that it took before, or zero where that one is
+    gone: the two sides may be cut independently of each other.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        missing = out_channels - in_channels
         self.stride = stride
-        self.before, self.after = missing // 2, missing - missing // 2
+        before = (out_channels - in_channels) // 2
+        source = [k - before if 0 <= k - before < in_channels else -1 for k in range(out_channels)]
+        self._take(source, in_channels, torch.device("cpu"))
+
+    def _take(self, source: list[int], in_channels: int, device: torch.device) -> None:
+        """source: for each output channel the input channel that it takes, -1 for zero."""
+        self.source, self.in_channels, self.out_channels = tuple(source), in_channels, len(source)
+        before = source.index(0) if 0 in source else 0
+        after = self.out_channels - before - in_channels
+        padded = [-1] * before + list(range(in_channels)) + [-1] * after
+        self.padding = (before, after) if source == padded else None
+        # Not persistent: it follows from the kept channels, and the keys stay those of the widespread checkpoints.
+        index = None if self.padding else torch.tensor([in_channels if k < 0 else k for k in source], device=device)
+        self.register_buffer("index", index, persistent=False)
+
+    def narrow(self, kept_in: Tensor | None, kept_out: Tensor | None, device: torch.device) -> None:
+        """Leave only these of the present channels on either side (None: all), in this order."""
+        place = {int(k): new for new, k in enumerate(range(self.in_channels) if kept_in is None else kept_in)}
+        outputs = range(self.out_channels) if kept_out is None else [int(k) for k in kept_out]
+        self._take([place.get(self.source[k], -1) for k in outputs], len(place), device)
+
+    def silence(self, kept_in: list[int], kept_out: list[int], device: torch.device) -> None:
+        """Read and write zero in place of every channel that is not among these: what a cut will do, at the present width."""
+        source = [k if j in kept_out and k in kept_in else -1 for j, k in enumerate(self.source)]
+        self._take(source, self.in_channels, device)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+        x = x[:, :, :: self.stride, :: self.stride]
+        if self.padding is not None:
+            return F.pad(x, (0, 0, 0, 0, *self.padding))
+        return F.pad(x, (0, 0, 0, 0, 0, 1)).index_select(1, self.index)
 
 
 class BasicBlock(nn.Module):

@@ -15,6 +15,7 @@ from torch import nn
 from edgecompress import masks
 from edgecompress.compress.contract import full_params, method_names
 from edgecompress.data import Dataset
+from edgecompress.models import kept as kept_channels
 from edgecompress.plugins import find
 from edgecompress.recipe import run_steps
 from edgecompress.study import Step
@@ -30,6 +31,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "magnitude": {"sparsity": 0.6, "finetune": {"epochs": 1, "batch_size": 64}},
     "codebook": {"bits": 3, "finetune": {"epochs": 1, "batch_size": 64, "lr": 0.001}},
     "distill": {"epochs": 1, "batch_size": 64, "temperature": 3},
+    "channels": {"macs": 0.6, "multiple": 1, "finetune": {"epochs": 1, "batch_size": 64}},
 }
 
 
@@ -95,6 +97,9 @@ def test_it_keeps_an_earlier_mask(method, digits, tmp_path):
     keep = torch.arange(24 * 256).reshape(24, 256) % 2 == 0
     masks.put(start, {"fc1.weight": keep})
     model = compressed(method, digits, tmp_path, model=start)
+    for dim, side in enumerate(("out", "in")):  # a method that cuts channels cuts their part of the mask
+        index = kept_channels.get(model).get("fc1", {}).get(side, range(keep.shape[dim]))
+        keep = keep.index_select(dim, torch.tensor(index))
     kept = masks.get(model)["fc1.weight"]
     assert not (kept & ~keep).any()
     weight = dict(model.named_parameters())["fc1.weight"]

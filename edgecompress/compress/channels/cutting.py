@@ -1,0 +1,275 @@
+"""One pruning from beginning to end: groups, what may be cut of them, importance, budget, the cut itself, and its proof."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgecompress.compress.channels import budget, importance
+from edgecompress.compress.channels.grouping import Group, find_groups
+from edgecompress.errors import StepFailed, UserError, near_misses
+from edgecompress.models import kept
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgecompress.compress.channels import Params
+    from edgecompress.compress.contract import Context
+
+EXACT = 1e-3
+"""How far the cut network's outputs may be from those of the whole one with the same channels at zero, relative to the largest."""
+
+
+class Cutter:
+    """The prunings of one step of a recipe on one model. The budget is a fraction of the model as it came in."""
+
+    def __init__(self, model: nn.Module, params: Params, context: Context) -> None:
+        self.model, self.params, self.context = model, params, context
+        _check_finite(model)
+        self.in_shape = _in_shape(model, context)
+        self.multiple = params.multiple
+        _check_names(model, params)
+        self.whole: tuple[int, int] | None = None  # MACs and parameters of the model as it came in
+
+    def cut(self, number: int) -> None:
+        """The pruning `number` (from 1) of params.steps: what is removed of the budget goes in equal parts."""
+        params = self.params
+        groups = find_groups(self.model, self.in_shape)
+        open_groups = [g for g in groups if g.locked is None and self._chosen(g)]
+        if not open_groups:
+            raise UserError(_nothing(groups), fix="Exclude fewer layers, or choose which: all.")
+        values = importance.score(
+            self.model, open_groups, params.importance,
+            reduce=params.reduce, data=self.context.data, images=params.images, seed=self.context.seed,
+        )  # fmt: skip
+        prices = budget.Prices(self.model, open_groups, self.in_shape)
+        if self.whole is None:
+            self.whole = prices.after([0] * len(open_groups))
+        if params.ratios is not None:
+            removed = self._by_ratios(open_groups)
+        else:
+            removed = self._to_budget(open_groups, values, prices, 1 - number / params.steps)
+        keep = keep_of(self.model, open_groups, values, removed)
+        before = copy.deepcopy(self.model)
+        kept.cut(self.model, keep)
+        _prove(before, self.model, keep, self.in_shape)
+        self._note(groups, open_groups, removed)
+
+    def _chosen(self, group: Group) -> bool:
+        params = self.params
+        if params.which != "all" and group.stream != (params.which == "stream"):
+            return False
+        return not any(fnmatch.fnmatchcase(layer, p) for layer in group.writers for p in params.exclude)
+
+    def _by_ratios(self, groups: Sequence[Group]) -> list[int]:
+        removed = []
+        for group in groups:
+            wanted = {layer: _ratio(layer, self.params.ratios or {}) for layer in group.writers}
+            named = {layer: ratio for layer, ratio in wanted.items() if ratio is not None}
+            if len(set(named.values())) > 1:
+                raise UserError(
+                    f"ratios: {', '.join(f'{layer} {ratio:g}' for layer, ratio in named.items())}: "
+                    "these layers share their channels",
+                    fix="Give them one ratio.",
+                )
+            ratio = next(iter(named.values()), 1.0)
+            removed.append(group.size - budget.rounded(group, ratio, self.multiple))
+        return removed
+
+    def _to_budget(
+        self, groups: Sequence[Group], values: Sequence[np.ndarray], prices: budget.Prices, left: float
+    ) -> list[int]:
+        params = self.params
+        order = budget.blocks(groups, values, multiple=self.multiple, min_keep=params.min_keep, scope=params.scope)
+        if not order:
+            raise UserError(
+                f"no group of channels has more than {self.multiple} channels, the multiple that widths are rounded to",
+                fix="Ask for a smaller multiple.",
+            )
+        share: float = getattr(params, params.budget)
+        which = 0 if params.budget == "macs" else 1
+        assert self.whole is not None
+        whole = self.whole[which]
+        target = whole * (share + (1 - share) * left)
+        try:
+            return budget.meet(order, len(groups), target, lambda removed: prices.after(removed)[which])
+        except ValueError:
+            lowest = prices.after(_all_of(order, len(groups)))[which] / whole
+            raise UserError(
+                f"{params.budget}: {share:g} is out of reach: the lowest is {lowest:.3f}, "
+                f"with widths in multiples of {self.multiple}, at least {params.min_keep:g} of each group, "
+                f"and {_whose(params)}",
+                fix=f"Ask for {params.budget}: {lowest:.3f} or more, which: all, a smaller multiple or min_keep.",
+            ) from None
+
+    def _note(self, groups: Sequence[Group], cut: Sequence[Group], removed: Sequence[int]) -> None:
+        """What was asked for, what came of it, and which channels stayed for what reason: overwritten by the next pruning."""
+        from edgecompress.cost import count
+
+        note, params = self.context.note, self.params
+        cost = count(self.model, self.in_shape)
+        assert self.whole is not None
+        reached = {"macs": cost.macs / self.whole[0], "params": cost.params / self.whole[1]}
+        note("multiple", self.multiple)
+        note("macs_left", reached["macs"])
+        note("params_left", reached["params"])
+        note(
+            "widths",
+            {g.name: [(g.size - n) * g.per_unit, g.size * g.per_unit] for g, n in zip(cut, removed, strict=True)},
+        )
+        note("locked", {g.name: g.locked for g in groups if g.locked is not None})
+        if params.budget in reached:
+            asked, got = getattr(params, params.budget), reached[params.budget]
+            met = abs(got / asked - 1) <= budget.TOLERANCE
+            note("budget_met", met)
+            if not met:
+                reason = (
+                    f"{params.budget}: {asked:g} was asked for and {got:.3f} is the nearest that widths in multiples of "
+                    f"{self.multiple} come to"
+                )
+                note("budget_reason", reason)
+                self.context.progress.say(f"channels: {reason}")
+
+
+def keep_of(
+    model: nn.Module, groups: Sequence[Group], values: Sequence[np.ndarray], removed: Sequence[int]
+) -> dict[str, dict[str, list[int]]]:
+    """For `kept.cut`: what stays of each module when the `removed` least important units of each group go.
+
+    Of equal importance the later unit goes first.
+    """
+    gone: dict[str, dict[str, set[int]]] = {}
+    for group, value, count in zip(groups, values, removed, strict=True):
+        if not count:
+            continue
+        order = np.lexsort((-np.arange(group.size), value))
+        out = set(order[:count].tolist())
+        for slot in group.slots:
+            lost = slot.channels[np.isin(slot.units, list(out))].tolist()
+            gone.setdefault(slot.module, {}).setdefault(slot.side, set()).update(lost)
+    keep: dict[str, dict[str, list[int]]] = {}
+    for name, sides in gone.items():
+        module = model.get_submodule(name)
+        for side, lost in sides.items():
+            if side == "in" and kept.width(module, "in") is None:
+                continue
+            width = kept.width(module, side) or 0
+            keep.setdefault(name, {})[side] = [k for k in range(width) if k not in lost]
+    return keep
+
+
+def _prove(before: nn.Module, after: nn.Module, keep: dict[str, dict[str, list[int]]], in_shape: Any) -> None:
+    """StepFailed unless the cut network computes what the whole one does with the removed channels at zero."""
+    import torch
+
+    from edgecompress.evaluate import device_of
+
+    device = device_of(before)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, *in_shape, generator=generator).to(device)
+    try:
+        with torch.no_grad():
+            narrow = copy.deepcopy(after).eval()(images)
+            wide = _silenced(before, keep).eval()(images)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise StepFailed(
+            f"the network does not run with its channels cut ({reason}); exclude the layers in question"
+        ) from None
+    scale = max(float(wide.abs().max()), 1e-6)
+    if narrow.shape != wide.shape or not float((narrow - wide).abs().max()) <= EXACT * scale:
+        raise StepFailed(
+            "the network with its channels cut does not compute what it does with them at zero: an operation in its forward "
+            "counts channels or mixes them; exclude the layers in question"
+        )
+
+
+def _silenced(model: nn.Module, keep: dict[str, dict[str, list[int]]]) -> nn.Module:
+    """The model (changed in place) with all that was removed at zero, on the writing and on the reading side."""
+    import torch
+
+    from edgecompress.evaluate import device_of
+    from edgecompress.models.resnet import Shortcut
+
+    with torch.no_grad():
+        for name, sides in keep.items():
+            module: Any = model.get_submodule(name)
+            if isinstance(module, Shortcut):
+                whole = {side: list(range(kept.width(module, side) or 0)) for side in ("in", "out")}
+                module.silence(*{**whole, **sides}.values(), device_of(model))
+                continue
+            for side, index in sides.items():
+                weight = getattr(module, "weight", None)
+                if weight is None or (side == "in" and getattr(module, "groups", 1) > 1):
+                    continue
+                drop = torch.ones(kept.width(module, side) or 0, dtype=torch.bool, device=weight.device)
+                drop[index] = False
+                if side == "in":
+                    weight[:, drop] = 0
+                else:
+                    weight[drop] = 0
+                    if getattr(module, "bias", None) is not None:
+                        module.bias[drop] = 0
+    return model
+
+
+def _all_of(order: Sequence[budget.Block], count: int) -> list[int]:
+    removed = budget.removed_by(order, len(order))
+    return removed + [0] * (count - len(removed))
+
+
+def _whose(params: Params) -> str:
+    channels = {"all": "all channels", "inner": "inner channels only", "stream": "residual-stream channels only"}
+    return channels[params.which] + (f" but those of {', '.join(params.exclude)}" if params.exclude else "")
+
+
+def _ratio(layer: str, ratios: dict[str, float]) -> float | None:
+    matching = [ratio for pattern, ratio in ratios.items() if fnmatch.fnmatchcase(layer, pattern)]
+    return matching[-1] if matching else None
+
+
+def _nothing(groups: Sequence[Group]) -> str:
+    reasons = "; ".join(f"{g.name}: {g.locked}" for g in groups if g.locked is not None)
+    return f"no channels can be cut{f' ({reasons})' if reasons else ''}"
+
+
+def _check_finite(model: nn.Module) -> None:
+    import torch
+
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{name} holds values that are not finite", fix="Use weights from a training that went well."
+            )
+
+
+def _check_names(model: nn.Module, params: Params) -> None:
+    """UserError when a pattern of exclude or ratios matches no layer that has output channels."""
+    layers = [name for name, module in model.named_modules() if isinstance(module, kept.WEIGHTED)]
+    if not layers:
+        raise UserError("the model has no convolution or linear layer to cut", fix="Use another model.")
+    for key, patterns in (("exclude", params.exclude), ("ratios", tuple(params.ratios or {}))):
+        for pattern in patterns:
+            if not fnmatch.filter(layers, pattern):
+                raise UserError(
+                    f"{key}: {pattern!r} matches no convolution or linear layer", fix=near_misses(pattern, layers)
+                )
+
+
+def _in_shape(model: nn.Module, context: Context) -> tuple[int, int, int]:
+    """(C, H, W) of the images: of the data, else of what the network was built for."""
+    from edgecompress.models import origin
+
+    if context.data is not None:
+        return context.data.in_shape
+    for network in (model, context.teacher):
+        known = origin(network)
+        if known is not None:
+            return known.in_shape
+    raise UserError(
+        "channels must know the size of the images to trace a network of one's own", fix="Pass data=… (or --data)."
+    )

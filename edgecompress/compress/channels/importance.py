@@ -1,0 +1,153 @@
+"""How much each unit of a group matters: one number for a channel together with all that is bound to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgecompress.compress.channels.grouping import Group, Slot, passes_on
+from edgecompress.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from edgecompress.data import Dataset
+
+COMPARABLE = ("taylor",)
+"""Kinds whose values mean the same in every group: an estimate of the loss. The others are divided by their group's mean."""
+
+
+def score(
+    model: nn.Module, groups: Sequence[Group], kind: str, *, reduce: str, data: Dataset | None, images: int, seed: int
+) -> list[np.ndarray]:
+    """For each group the importance of its units, float64 (size,), not negative; comparable between groups.
+
+    kind: "l1", "l2", "bn_scale", "taylor". reduce: "mean" or "sum" over the coupled layers. UserError: bn_scale for a group
+    without batch norm, taylor without data.
+    """
+    if kind == "taylor":
+        values = _taylor(model, groups, data, images, seed)
+    elif kind == "bn_scale":
+        values = [_bn_scale(model, group, reduce) for group in groups]
+    else:
+        values = [_norm(model, group, 1 if kind == "l1" else 2, reduce) for group in groups]
+    if kind in COMPARABLE:
+        return values
+    return [value / max(value.mean(), np.finfo(np.float64).tiny) for value in values]
+
+
+def _norm(model: nn.Module, group: Group, power: int, reduce: str) -> np.ndarray:
+    """Σ |w|^power of each unit's weights, layer by layer: rows of the writers, columns of the readers, batch norm's scale."""
+    layers = []
+    for slot in group.slots:
+        module: Any = model.get_submodule(slot.module)
+        weight = getattr(module, "weight", None)
+        if weight is None:
+            continue
+        rows = weight.detach().double().abs() ** power
+        if slot.side == "in":
+            if getattr(module, "groups", 1) > 1:
+                continue  # the rows of its out side are the same weights
+            rows = rows.transpose(0, 1)
+        layers.append(_by_unit(group, slot, rows.reshape(rows.shape[0], -1).sum(1)))
+    return _reduced(layers, reduce)
+
+
+def _reduced(layers: list[np.ndarray], reduce: str) -> np.ndarray:
+    total: np.ndarray = np.sum(layers, axis=0)
+    return total / len(layers) if reduce == "mean" else total
+
+
+def _by_unit(group: Group, slot: Slot, per_channel: Tensor) -> np.ndarray:
+    """Values of a side's channels summed over each unit."""
+    return np.bincount(slot.units, per_channel.cpu().numpy()[slot.channels], minlength=group.size)
+
+
+def _norms_of(model: nn.Module, group: Group) -> list[tuple[Slot, Any]]:
+    """The batch norms of a group that have a scale."""
+    from torch import nn
+
+    found = []
+    for slot in group.slots:
+        module = model.get_submodule(slot.module)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+            found.append((slot, module))
+    return found
+
+
+def _bn_scale(model: nn.Module, group: Group, reduce: str) -> np.ndarray:
+    layers = [_by_unit(group, slot, module.weight.detach().double().abs()) for slot, module in _norms_of(model, group)]
+    if not layers:
+        raise UserError(
+            f"importance bn_scale needs a batch norm at every channel, and {group.name} has none",
+            fix=f"Use importance: l2 or taylor, or exclude: [{group.name}].",
+        )
+    return _reduced(layers, reduce)
+
+
+def _taylor(
+    model: nn.Module, groups: Sequence[Group], data: Dataset | None, images: int, seed: int
+) -> list[np.ndarray]:
+    """Mean over small batches of (∂L/∂g)², g a gate on the unit: the square of the loss's first-order change when it closes.
+
+    The gate's gradient is read off the weights of the layers that read the unit: Σ w · ∂L/∂w over its columns. (Molchanov et
+    al. 2019, equation 8, with the gate behind all that writes the channels.)
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from edgecompress.data import batches
+    from edgecompress.evaluate import device_of, logits
+
+    if data is None:
+        raise UserError("importance taylor needs data", fix="Pass data=… (or --data), or use importance: l2.")
+    readers = [
+        [slot for slot in group.slots if slot.side == "in" and not passes_on(model.get_submodule(slot.module))]
+        for group in groups
+    ]
+    device, training = device_of(model), model.training
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    model.eval().requires_grad_(True)
+    totals = [np.zeros(group.size) for group in groups]
+    seen = 0
+    try:
+        stream = batches(data, data.train, batch_size=BATCH, shuffle=True, augment=False, seed=seed, epoch=0)
+        for pictures, labels in stream:
+            if seen >= images:
+                break
+            seen += len(labels)
+            model.zero_grad(set_to_none=True)
+            with torch.enable_grad():
+                cross_entropy(logits(model, pictures.to(device)), labels.to(device)).backward()
+            for number, group in enumerate(groups):
+                gate = sum((_gate(model, group, slot) for slot in readers[number]), np.zeros(group.size))
+                totals[number] += gate**2 * len(labels)
+        stream.close()
+    finally:
+        model.zero_grad(set_to_none=True)
+        for parameter, flag in zip(model.parameters(), wanted, strict=True):
+            parameter.requires_grad_(flag)
+        model.train(training)
+    return [total / seen for total in totals]
+
+
+BATCH = 16
+"""Images whose gradients are averaged before they are squared: few, so that opposite signs do not hide a channel's effect."""
+
+
+def _gate(model: nn.Module, group: Group, slot: Slot) -> np.ndarray:
+    module: Any = model.get_submodule(slot.module)
+    weight = getattr(module, "weight", None)
+    if weight is None or weight.grad is None:
+        return np.zeros(group.size)
+    product = weight.detach().double() * weight.grad.double()
+    if getattr(module, "groups", 1) == 1:
+        product = product.transpose(0, 1)
+    elif module.groups != module.in_channels:
+        # A group's rows hold its inputs: their sum is the gate of the whole group, which is the unit.
+        per_group = product.reshape(module.groups, -1).sum(1)
+        share = module.in_channels // module.groups
+        return _by_unit(group, slot, per_group.repeat_interleave(share) / share)
+    return _by_unit(group, slot, product.reshape(product.shape[0], -1).sum(1))
