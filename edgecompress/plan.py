@@ -18,6 +18,7 @@ from edgecompress.study import DeviceProfile, Step, StudySpec
 
 PACKAGE = Path(__file__).resolve().parent
 MODEL_CODE = (
+    "allocation.py",
     "models",
     "data",
     "train.py",

@@ -24,7 +24,9 @@ def key_values(settings: list[str], option: str) -> dict[str, Any]:
         key = key.strip()
         if not equals or not key.isidentifier():
             raise UserError(
-                f"{setting!r} is not key=value", where=option, fix="For example magnitude:sparsity=0.8,scope=global"
+                f"{setting!r} is not key=value",
+                where=option,
+                fix="For example magnitude:sparsity=0.8,allocation=global",
             )
         if key in values:
             raise UserError(f"{key!r} stands twice", where=option, fix="Give it once.")

@@ -101,7 +101,7 @@ def probability(value: float | None) -> str:
 
 
 def step(method: str, params: dict[str, Any]) -> str:
-    """magnitude (sparsity 0.8, scope layer, finetune: epochs 2, lr 0.01)."""
+    """magnitude (sparsity 0.8, allocation uniform, finetune: epochs 2, lr 0.01)."""
     inside = value_text({k: v for k, v in params.items() if v is not None})
     return plain(f"{method} ({inside})" if inside else method)
 

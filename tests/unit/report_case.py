@@ -33,7 +33,7 @@ BYTES = {"onnx-fp32": 1_092_222, "onnx-int8": 334_119, "tflite-fp32": 1_116_944,
 RECIPES: dict[str, list[dict[str, Any]]] = {
     "baseline": [],
     "magnitude-80": [
-        {"method": "magnitude", "params": {"sparsity": 0.8, "scope": "layer", "steps": 1, "exclude": [],
+        {"method": "magnitude", "params": {"sparsity": 0.8, "allocation": "uniform", "steps": 1, "exclude": [],
                                            "finetune": {"epochs": 2, "lr": 0.01}}}
     ],
     "student": [

@@ -47,12 +47,85 @@ def test_per_layer_the_largest_stay_and_biases_are_not_touched(tmp_path, sparsit
 
 def test_global_has_one_cut_off_over_all_layers(tmp_path):
     model, dense = small_net(), dict(small_net().named_parameters())
-    _, context = prune(model, tmp_path, sparsity=0.7, scope="global")
+    _, context = prune(model, tmp_path, sparsity=0.7, allocation="global")
     everything = np.concatenate([dense[name].detach().numpy().ravel() for name in LAYERS])
     keep = by_numpy(everything, round(0.3 * everything.size))
     np.testing.assert_array_equal(np.concatenate([masks.get(model)[n].numpy().ravel() for n in LAYERS]), keep)
     fractions = context.notes["kept_fraction"]
     assert len(set(fractions.values())) > 1 and context.notes["kept_fraction_overall"] == pytest.approx(0.3, abs=1e-3)
+
+
+def test_a_mapping_gives_each_layer_its_own_sparsity(tmp_path):
+    model = small_net()
+    sparsity = {"*": 0.5, "fc*": 0.9, "fc2": 0.25}
+    prune(model, tmp_path, sparsity=sparsity, exclude="conv1")
+    kept = {name: int(mask.sum()) / mask.numel() for name, mask in masks.get(model).items()}
+    assert kept == pytest.approx({"conv2.weight": 0.5, "fc1.weight": 0.1, "fc2.weight": 0.75}, abs=0.005)
+    assert full_params("magnitude", {"sparsity": sparsity})["sparsity"] == sparsity
+    with pytest.raises(UserError, match=r"sparsity: 'layer9\*' matches none"):
+        prune(small_net(), tmp_path, sparsity={"*": 0.5, "layer9*": 0.5})
+    with pytest.raises(UserError, match="sparsity: no pattern matches the layer conv1"):
+        prune(small_net(), tmp_path, sparsity={"fc*": 0.5})
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.8, 0.98])
+@pytest.mark.parametrize("allocation", ["erk", "lamp", "global"])
+def test_an_allocation_keeps_exactly_what_the_uniform_one_would_and_the_largest_of_each_layer(
+    tmp_path, allocation, sparsity
+):
+    model, dense = small_net(), dict(small_net().named_parameters())
+    prune(model, tmp_path, sparsity=sparsity, allocation=allocation)
+    found = masks.get(model)
+    assert sum(int(mask.sum()) for mask in found.values()) == round(
+        (1 - sparsity) * sum(dense[name].numel() for name in LAYERS)
+    )
+    for name, mask in found.items():
+        np.testing.assert_array_equal(mask.numpy(), by_numpy(dense[name].detach().numpy(), int(mask.sum())))
+
+
+def test_lamp_is_the_score_of_its_paper(tmp_path):
+    model, dense = small_net(), dict(small_net().named_parameters())
+    prune(model, tmp_path, sparsity=0.9, allocation="lamp")
+    scores = []
+    for name in LAYERS:
+        squares = dense[name].detach().numpy().astype(np.float64).ravel() ** 2
+        scores.append(np.array([square / squares[squares >= square].sum() for square in squares]))
+    everything = np.concatenate(scores)
+    keep = by_numpy(everything, round(0.1 * everything.size))
+    np.testing.assert_array_equal(np.concatenate([masks.get(model)[n].numpy().ravel() for n in LAYERS]), keep)
+
+
+def test_lamp_does_not_empty_a_layer_that_a_single_cut_off_empties(tmp_path):
+    def net():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(30, 30), nn.Linear(30, 4))
+        with torch.no_grad():
+            model[1].weight.mul_(1e-25)  # its squares are no float32 numbers
+        return model
+
+    kept = {}
+    for allocation in ("lamp", "global"):
+        model = net()
+        prune(model, tmp_path, sparsity=0.9, allocation=allocation)
+        kept[allocation] = int(masks.get(model)["1.weight"].sum())
+    assert kept["global"] == 0 and kept["lamp"] >= 10
+
+
+def test_a_pruned_model_is_the_start_of_a_lamp_step_that_looks_at_what_is_alive(tmp_path):
+    """LAMP's sums are over what is alive: the score of a second step is that of the smaller layer."""
+    model = small_net()
+    prune(model, tmp_path, sparsity={"conv*": 0.0, "fc1": 0.95, "fc2": 0.0})
+    alive = {name: model.get_parameter(name).detach().numpy().ravel().copy() for name in LAYERS}
+    prune(model, tmp_path, sparsity=0.5, allocation="lamp")
+    scores = {}
+    for name, weights in alive.items():
+        squares = weights[weights != 0].astype(np.float64) ** 2
+        scores[name] = np.array([square / squares[squares >= square].sum() for square in squares])
+    total = sum(map(len, scores.values()))
+    cut = np.sort(np.concatenate(list(scores.values())))[::-1][round(0.5 * total) - 1]
+    assert {n: int(m.sum()) for n, m in masks.get(model).items()} == {
+        n: int((s >= cut).sum()) for n, s in scores.items()
+    }
 
 
 def test_half_is_rounded_to_even(tmp_path):
@@ -62,19 +135,19 @@ def test_half_is_rounded_to_even(tmp_path):
     assert kept == [2, 4]  # round(2.5), round(3.5)
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
-def test_a_second_pruning_counts_from_what_is_alive_and_revives_nothing(tmp_path, scope):
+@pytest.mark.parametrize("allocation", ["uniform", "erk", "lamp", "global"])
+def test_a_second_pruning_counts_from_what_is_alive_and_revives_nothing(tmp_path, allocation):
     model = small_net()
-    prune(model, tmp_path, sparsity=0.5, scope=scope)
+    prune(model, tmp_path, sparsity=0.5, allocation=allocation)
     first = masks.get(model)
     with torch.no_grad():
         model.fc2.weight.masked_fill_(
             first["fc2.weight"], 1e-12
         )  # alive, and smaller than a zero could tempt one to think
-    prune(model, tmp_path, sparsity=0.6, scope=scope)
+    prune(model, tmp_path, sparsity=0.6, allocation=allocation)
     second = masks.get(model)
     assert all(not (second[n] & ~first[n]).any() for n in LAYERS)
-    if scope == "layer":
+    if allocation == "uniform":
         for name in LAYERS:
             assert int(second[name].sum()) == round(0.4 * int(first[name].sum()))
     else:
@@ -163,10 +236,15 @@ def test_bad_input_is_one_clear_message(tmp_path):
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"sparsity": 1.0}, "sparsity: Input should be less than 1"),
-        ({"sparsity": -0.1}, "sparsity: Input should be greater than or equal to 0"),
-        ({"sparsity": float("nan")}, "sparsity"),
-        ({"scope": "network"}, "'layer' or 'global'"),
+        ({"sparsity": 1.0}, "sparsity: must be at least 0 and less than 1, not 1.0"),
+        ({"sparsity": -0.1}, "sparsity: must be at least 0"),
+        ({"sparsity": float("nan")}, "sparsity: must be at least 0 and less than 1, not nan"),
+        ({"sparsity": "much"}, "sparsity: a number is needed, not 'much'"),
+        ({"sparsity": True}, "sparsity: a number is needed, not True"),
+        ({"sparsity": {}}, "sparsity: the mapping is empty"),
+        ({"sparsity": {"conv*": 0.5, "fc*": 1}}, "less than 1 for 'fc\\*', not 1"),
+        ({"sparsity": {"*": 0.5}, "allocation": "erk"}, "allocation erk finds each layer's share itself"),
+        ({"allocation": "network"}, "'uniform', 'erk', 'lamp' or 'global'"),
         ({"steps": 0}, "steps must be 1 or more"),
         ({"steps": 3}, "give finetune"),
         ({"steps": 3, "finetune": {"epochs": 2}}, "must not exceed the epochs"),
