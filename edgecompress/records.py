@@ -111,6 +111,7 @@ class Artifact:
     packed_bytes: the size after xz -6 (the packing every Debian archive uses), what a download or a flash image would cost.
     operators: operator type → count, and `float_layers`: names of convolution or linear layers left in float.
     zeros: weights that are exactly zero in the file's convolution and linear layers, weights: how many there are.
+    model_zeros: the zeros of the same weights before the export, never more than `zeros`; None: the file's layers are others.
     """
 
     format: str
@@ -128,6 +129,7 @@ class Artifact:
     activation_type: str | None
     toolchain: dict[str, str]
     warnings: tuple[str, ...] = ()
+    model_zeros: int | None = None
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def _sparse_gradients(layers: list[_Sparse], biases: list[Tensor]) -> Gradients:
             weight_slopes.append(layers[number].slopes(above, below))
             bias_slopes.append(above.sum(1))
             if number:
-                above = (layers[number].transposed() @ above) * (below > 0)
+                above = torch.ops.aten.threshold_backward(layers[number].transposed() @ above, below, 0.0)
         return -logs.gather(0, labels[None]).mean(), [*reversed(weight_slopes), *reversed(bias_slopes)]
 
     return gradients

@@ -18,7 +18,8 @@ class Census:
     """operators: type → count, over all subgraphs. float_layers: names of layers that compute in float.
 
     weights, zeros: elements of the layers' weight tensors (biases not), a shared tensor once; a zero of an int8 tensor is an
-    element equal to its zero point. input_shape has -1 where a dimension is free.
+    element equal to its zero point. denormals: those of float tensors that are neither zero nor a normal number. input_shape
+    has -1 where a dimension is free.
     """
 
     operators: dict[str, int]
@@ -28,6 +29,7 @@ class Census:
     input_shape: tuple[int, ...]
     input_dtype: str
     output_dtype: str
+    denormals: int = 0
 
 
 def count(path: Path) -> Census:
@@ -64,6 +66,13 @@ def zeros_of(values: np.ndarray, zero_points: np.ndarray | None = None, axis: in
         shape[axis] = zero_points.size
         zero_points = zero_points.reshape(shape)
     return int((values == zero_points).sum())
+
+
+def denormals_of(values: np.ndarray) -> int:
+    """How many elements of a float array are neither zero nor as large as the smallest normal number."""
+    if not np.issubdtype(values.dtype, np.floating):
+        return 0
+    return int(((values != 0) & (np.abs(values) < np.finfo(values.dtype).tiny)).sum())
 
 
 def unique(names: list[str]) -> tuple[str, ...]:

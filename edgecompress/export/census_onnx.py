@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgecompress.errors import UserError
-from edgecompress.export.census import Census, unique, zeros_of
+from edgecompress.export.census import Census, denormals_of, unique, zeros_of
 
 if TYPE_CHECKING:
     import onnx
@@ -44,7 +44,7 @@ def count_onnx(path: Path) -> Census:
     constants = Constants(graph, nodes)
     float_layers: list[str] = []
     seen: set[str] = set()
-    weights = zeros = 0
+    weights = zeros = denormals = 0
     for node in nodes:
         index = 1 if node.op_type in _LAYERS else _INTEGER_LAYERS.get(node.op_type)
         if index is None:
@@ -57,6 +57,7 @@ def count_onnx(path: Path) -> Census:
             values, zero_points, axis = constants.weight(node.input[index], node, index)
             weights += values.size
             zeros += zeros_of(values, zero_points, axis)
+            denormals += denormals_of(values)
     initialised = {tensor.name for tensor in graph.initializer}
     source = next((i for i in graph.input if i.name not in initialised), graph.input[0]).type.tensor_type
     return Census(
@@ -67,6 +68,7 @@ def count_onnx(path: Path) -> Census:
         input_shape=tuple(d.dim_value if d.HasField("dim_value") else -1 for d in source.shape.dim),
         input_dtype=_type_name(source.elem_type),
         output_dtype=_type_name(graph.output[0].type.tensor_type.elem_type),
+        denormals=denormals,
     )
 
 

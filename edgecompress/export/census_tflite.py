@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgecompress.errors import UserError
-from edgecompress.export.census import Census, unique, zeros_of
+from edgecompress.export.census import Census, denormals_of, unique, zeros_of
 
 LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D", "FULLY_CONNECTED", "BATCH_MATMUL")
 """Their weights are input 1; the other operand is input 0, but input 2 for TRANSPOSE_CONV."""
@@ -46,7 +46,7 @@ def count_tflite(path: Path) -> Census:
     operators: Counter[str] = Counter()
     float_layers: list[str] = []
     seen: set[int] = set()
-    weights = zeros = 0
+    weights = zeros = denormals = 0
     for graph in model.subgraphs:
         for operator in graph.operators:
             code = model.operatorCodes[operator.opcodeIndex]
@@ -65,6 +65,7 @@ def count_tflite(path: Path) -> Census:
                 points = None if quantisation is None else quantisation.zeroPoint
                 weights += values.size
                 zeros += zeros_of(values.reshape(weight.shape), *_zero_points(points, quantisation))
+                denormals += denormals_of(values)
     main = model.subgraphs[0]
     source, target = main.tensors[main.inputs[0]], main.tensors[main.outputs[0]]
     return Census(
@@ -75,6 +76,7 @@ def count_tflite(path: Path) -> Census:
         input_shape=tuple(int(d) for d in (source.shape if source.shapeSignature is None else source.shapeSignature)),
         input_dtype=types[source.type],
         output_dtype=types[target.type],
+        denormals=denormals,
     )
 
 

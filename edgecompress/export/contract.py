@@ -19,7 +19,7 @@ import numpy as np
 from edgecompress import codebooks, masks, plugins
 from edgecompress.activations import ActivationType
 from edgecompress.errors import StepFailed, UserError, near_misses
-from edgecompress.export import census, parity
+from edgecompress.export import census, parity, zeros
 from edgecompress.progress import SILENT, Progress
 from edgecompress.records import Artifact
 
@@ -174,10 +174,12 @@ def export_artifact(
             counted = census.count(partial)
             if exporter.INT8:
                 census.refuse_float_layers(counted, format)
+            model_weights, model_zeros = zeros.of_layers(plain)
+            warnings = zeros.compare(counted, model_weights, model_zeros, format)
             task.advance()
             task.describe("comparing with torch")
             compared = parity.compare(reference, parity.file_logits(partial, images), int8=exporter.INT8)
-            warnings = parity.judge(compared, format)
+            warnings += parity.judge(compared, format)
             if exporter.FILE_TYPE == "onnx" and exporter.INT8:
                 warnings += _left_in_float(partial, activation_type)
             task.advance()
@@ -200,6 +202,7 @@ def export_artifact(
         operators=counted.operators,
         weights=counted.weights,
         zeros=counted.zeros,
+        model_zeros=model_zeros if model_weights == counted.weights else None,
         input_shape=counted.input_shape,
         input_dtype=counted.input_dtype,
         activation_type=activations,
@@ -234,7 +237,9 @@ def _plain(model: nn.Module) -> nn.Module:
         raise StepFailed(f"the model cannot be copied for the export: {error}") from error
     masks.apply(plain)
     codebooks.apply(plain)
-    return codebooks.strip(masks.strip(plain)).cpu().float().eval().requires_grad_(False)
+    plain = codebooks.strip(masks.strip(plain)).cpu().float().eval().requires_grad_(False)
+    zeros.flush_denormals(plain)
+    return plain
 
 
 def _convert(exporter: ModuleType, name: str, model: nn.Module, path: Path, context: ExportContext) -> None:

@@ -53,6 +53,8 @@ file_bytes | bytes | size of the exported file
 packed_bytes | bytes | its size after `xz -6`: what a download or a flash image would cost
 file_weights | count | weights of convolution and fully connected layers in the file
 file_zeros | count | how many of them are exactly zero
+model_zeros | count | how many of them are exactly zero in the PyTorch model, by its masks: never more than `file_zeros`, and less \
+    where int8 rounded weights to 0 or batch norm's factor is 0; null: the file's layers are not the model's one to one
 zero_fraction | fraction | `file_zeros` / `file_weights`
 activation_type | text | int8 ONNX files: integer type of the activations, chosen by the device's profile
 input_shape | list | shape of the file's input

@@ -198,7 +198,7 @@ def _artifact_fields(row: Row, artifact: Artifact) -> None:
         *("parity", "input_shape"),
     ):
         row[name] = to_json(getattr(artifact, name))
-    row |= {"file_weights": artifact.weights, "file_zeros": artifact.zeros}
+    row |= {"file_weights": artifact.weights, "file_zeros": artifact.zeros, "model_zeros": artifact.model_zeros}
     row["zero_fraction"] = artifact.zeros / artifact.weights if artifact.weights else None
     row["warnings"] += artifact.warnings
 

@@ -151,6 +151,10 @@ def _file(row: dict[str, Any]) -> Pairs:
             None if zeros is None else f"{row['file_zeros']:,} of {row['file_weights']:,} ({w.percent(zeros)})",
         ),
         (
+            "of them zero before the export",
+            None if zeros is None or row["model_zeros"] is None else f"{row['model_zeros']:,}",
+        ),
+        (
             "Parity with PyTorch",
             f"{parity['images']} images: logits differ by {parity['max_abs_diff']:.3g} at most, {parity['mean_abs_diff']:.3g} on "
             f"average; same top-1 on {w.percent(parity['top1_agreement'])}; {limit}",

@@ -131,6 +131,7 @@ def test_zeros_survive_and_int8_is_int8(exported: tuple[str, Artifact, Path], ne
     weights = [p for p in network.parameters() if p.ndim > 1]
     zeros = sum(int((p == 0).sum()) for p in weights)
     assert artifact.weights == sum(p.numel() for p in weights)
+    assert artifact.model_zeros == zeros
     counted = census.count(path)
     if facts(name).INT8:
         assert artifact.zeros >= zeros
