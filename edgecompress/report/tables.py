@@ -60,13 +60,13 @@ def results(document: dict[str, Any], several: bool) -> Table:
         Column("Latency", "median, ms", rank=1),
         Column("p99", "ms", rank=7),
         Column("Speed-up", "vs uncompressed", rank=3),
-        Column("File", "as it is", rank=2),
-        Column("Packed", "xz -6", rank=4),
+        Column("File", rank=2),
+        Column("Packed", rank=2),
         Column("Smaller", "vs uncompressed", rank=6),
-        Column("Parameters", rank=8),
-        Column("Non-zero", "parameters", rank=8),
+        Column("Params", rank=8),
+        Column("Non-zero", rank=8),
         Column("MACs", rank=9),
-        Column("Effective", "MACs, no speed", rank=9),
+        Column("Effective", "MACs", rank=9),
     ]
     columns += (
         [Column("Energy", "mJ, interval", rank=1), Column("Needs less", "vs uncompressed", rank=4)] if energy else []

@@ -39,7 +39,7 @@ def test_a_mask_stays_a_mask_through_later_steps(digits, tmp_path):
     assert int((model.conv2.weight != 0).sum()) == round(0.3 * model.conv2.weight.numel())
     assert [r.method for r in records] == ["magnitude", "distill", "magnitude"]
     assert [len(r.trainings) for r in records] == [0, 1, 1]
-    assert records[0].params["scope"] == "layer" and records[2].params["finetune"]["lr"] == 0.01
+    assert records[0].params["allocation"] == "uniform" and records[2].params["finetune"]["lr"] == 0.01
     assert all(r.seconds >= r.train_seconds >= 0 for r in records) and records[1].train_seconds > 0
     assert records[1].trainings[0].seed != records[2].trainings[0].seed
     assert not model.training

@@ -38,7 +38,7 @@ def test_a_study_survives_its_own_json(tmp_path: Path) -> None:
 def test_parameters_of_a_step_are_complete_with_their_defaults(tmp_path: Path) -> None:
     study = read_study(write(tmp_path, {**GOOD, "recipes": {"p": [{"method": "magnitude", "sparsity": 0.5}]}}))
     params = study.recipes["p"][0].params
-    assert params["sparsity"] == 0.5 and params["scope"] == "layer"
+    assert params["sparsity"] == 0.5 and params["allocation"] == "uniform"
 
 
 @pytest.mark.parametrize(
