@@ -246,6 +246,9 @@ class _Run:
             session, job, files, self.dir.path(artifact.file), progress=self.progress, label=label
         )
         if result.status != "ok":
+            if result.blocks:  # it ended late: what it had measured by then is no result, and is not lost either
+                unfinished = Round(wire.to_json(job), wire.to_json(result), time.monotonic() - started)
+                self.dir.commit("unfinished", content_key(variant.measurement, number), unfinished)
             raise StepFailed(result.reason or "the agent gave no reason")
         return Round(wire.to_json(job), wire.to_json(result), time.monotonic() - started)
 

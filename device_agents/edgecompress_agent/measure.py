@@ -5,13 +5,14 @@ Timed is only `engine.step`: inputs are converted before, nothing is written, th
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import re
 import time
 from array import array
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from edgecompress_agent import conditions, engines, power, profiling, progress, sampler, store, wire
 from edgecompress_agent.engines import Engine
@@ -60,8 +61,13 @@ class _Plan:
         progress.write(self._directory, phase, done_s=done_s, phase_s=phase_s, total_s=total_s, quiet=quiet)
 
 
-def measure(base: Path, job: wire.Job, *, agent_sha256: str) -> wire.Result:
-    """The whole measurement of a job. AgentError where it cannot be done; an engine's own errors pass through."""
+def measure(
+    base: Path, job: wire.Job, *, agent_sha256: str, keep: Callable[[wire.Result], None] = lambda partial: None
+) -> wire.Result:
+    """The whole measurement of a job. keep: given a failed result with what there is, whenever there is more.
+
+    AgentError where it cannot be done; an engine's own errors pass through.
+    """
     started_unix_s = time.time()
     directory = store.job_dir(base, job.job_id)
     progress.write(directory, "loading")
@@ -115,13 +121,23 @@ def measure(base: Path, job: wire.Job, *, agent_sha256: str) -> wire.Result:
             warnings.append(f"block {number + 1} ended early, after {len(latencies)} inferences")
     after = conditions.read("after")
     peak = _peak_rss_bytes()
+    partial = wire.Result(
+        job.job_id, agent_sha256, "failed", "it was not finished", engine=engine.info,
+        conditions=(before, warm, *during, after), warmup_ns=tuple(warmup), blocks=tuple(blocks), load_ns=load_ns,
+        first_inference_ns=first_ns, peak_rss_bytes=peak, sensor=job.sensor, started_unix_s=started_unix_s,
+    )  # fmt: skip
+    keep(partial)
     measured, heated = (
         power.Outcome(reason=none.REASON if job.sensor == "none" else "the job did not ask for power"),
         after,
     )
     if power.wanted(job):
-        measured = power.measure(engine, feeds, job, cpus=spare_cpus, begin=plan.begin_power)
+        measured = power.measure(
+            engine, feeds, job, cpus=spare_cpus, begin=plan.begin_power,
+            keep=lambda so_far: keep(dataclasses.replace(partial, power=so_far)),
+        )  # fmt: skip
         heated = conditions.read("power")
+        keep(dataclasses.replace(partial, power=measured.power, power_reason=measured.reason, windows=measured.windows))
     predictions = None
     if scored and images is not None and convert is not None:
         predictions, note = _score(engine, convert, images, scored, plan)
@@ -131,25 +147,17 @@ def measure(base: Path, job: wire.Job, *, agent_sha256: str) -> wire.Result:
         plan.begin("timing operators", 2 * profiling.PASS_S)
         pieces = None if job.pieces is None else store.whole_blob(base, job.pieces)
         operators, operators_reason = profiling.profile(job, path, pieces, pool, directory)
-    return wire.Result(
-        job_id=job.job_id,
-        agent_sha256=agent_sha256,
+    return dataclasses.replace(
+        partial,
         status="ok",
-        engine=engine.info,
-        conditions=(before, warm, *during, after, *((heated,) if heated is not after else ())),
-        warmup_ns=tuple(warmup),
-        blocks=tuple(blocks),
+        reason=None,
+        conditions=(*partial.conditions, *((heated,) if heated is not after else ())),
         predictions=predictions,
-        load_ns=load_ns,
-        first_inference_ns=first_ns,
-        peak_rss_bytes=peak,
-        sensor=job.sensor,
         power=measured.power,
         power_reason=measured.reason,
         windows=measured.windows,
         operators=operators,
         operators_reason=operators_reason,
-        started_unix_s=started_unix_s,
         warnings=(*conditions.changes(before, heated), *conditions.crowding(warm, after), *warnings),
     )
 

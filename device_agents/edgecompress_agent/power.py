@@ -53,8 +53,10 @@ def measure(
     *,
     cpus: Optional[Sequence[int]],
     begin: Callable[[float], None],
+    keep: Callable[[wire.Power], None] = lambda power: None,
 ) -> Outcome:
-    """Run the pass. cpus: where the sampler may run. begin: told how long it will take, in s.
+    """Run the pass. cpus: where the sampler may run. begin: told how long it will take, in s. keep: given what there is after
+    each window.
 
     A sensor that is not there, or that fails, is a reason and no error: the latencies stand. What was read until then is kept.
     """
@@ -72,7 +74,7 @@ def measure(
         begin(expected_s(plan, sampler.info.interval_s))
         windows: List[wire.Window] = []
         if sampler.wait_for(0):
-            windows = _windows(engine, feeds, plan, sampler.info.interval_s, sampler)
+            windows = _windows(engine, feeds, plan, sampler.info.interval_s, sampler, keep)
             if windows:
                 sampler.wait_for(windows[-1].end_ns)  # the edge of the last window lies between two readings
         trace = sampler.stop()
@@ -97,7 +99,12 @@ def _window_s(plan: wire.PowerPlan, interval_s: float) -> float:
 
 
 def _windows(
-    engine: Engine, feeds: Sequence[Any], plan: wire.PowerPlan, interval_s: float, sampler: Optional[Sampler]
+    engine: Engine,
+    feeds: Sequence[Any],
+    plan: wire.PowerPlan,
+    interval_s: float,
+    sampler: Optional[Sampler],
+    keep: Callable[[wire.Power], None] = lambda power: None,
 ) -> List[wire.Window]:
     """The windows, in order; fewer when the sensor fails on the way."""
 
@@ -123,6 +130,8 @@ def _windows(
             return sampler is None or failed() or sampler.count - had >= plan.min_samples + _EDGES
 
         windows.append(_run(engine, feeds, window_s, plan.max_window_s, full))
+        if sampler is not None:
+            keep(wire.Power(sampler.so_far(), tuple(windows)))
     time.sleep(plan.settle_s)
     if idle_s and not failed():
         windows.append(_idle("idle-after", idle_s))

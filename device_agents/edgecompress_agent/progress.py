@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Optional
 
-from edgecompress_agent import store
+from edgecompress_agent import outcome, store
 from edgecompress_agent.wire import Status
 
 FILE = "progress.json"
@@ -27,7 +27,8 @@ def write(
     value = {
         "phase": phase, "at_s": time.monotonic(), "done_s": done_s, "phase_s": phase_s, "total_s": total_s, "quiet": quiet
     }  # fmt: skip
-    store.write(directory / FILE, json.dumps(value).encode(), durable=False)
+    with outcome.unless_full():  # progress is no result
+        store.write(directory / FILE, json.dumps(value).encode(), durable=False)
 
 
 def read(directory: Path) -> Status:

@@ -157,6 +157,7 @@ class Sampler:
         self._most_numbers = most_numbers
         self._recorder = Recorder(self.info.interval_s, most_numbers)
         self._stopping = False
+        self._lock = threading.Lock()  # of the recorder, whose columns have to be of one length when they are copied
         self._thread = threading.Thread(target=self._run, name="sampler", daemon=True)
         self.timeout_s = max(2.0, 5 * self.info.interval_s)
         """After so long without a new value, the sensor is taken for dead."""
@@ -188,6 +189,11 @@ class Sampler:
             time.sleep(min(self.info.interval_s, 0.05))
         return True
 
+    def so_far(self) -> Trace:
+        """What was read until now. The thread reads on."""
+        with self._lock:
+            return self._recorder.trace(self.info, self.ended)
+
     def stop(self) -> Trace:
         """End the thread, let go of the sensor, and give what was read."""
         self._end()
@@ -208,7 +214,9 @@ class Sampler:
                     os.sched_setaffinity(0, self._cpus)
             read, timeout_s = self._sensor.read, self.timeout_s
             while not self._stopping:
-                self._recorder.add(read(timeout_s))
+                sample = read(timeout_s)
+                with self._lock:
+                    self._recorder.add(sample)
             reason = None
         except (AgentError, OSError) as error:
             reason = str(error)

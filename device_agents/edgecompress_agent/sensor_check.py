@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any, Dict
 
@@ -18,7 +19,13 @@ def check(name: str, options: Dict[str, Any]) -> SensorReading:
     except (AgentError, OSError) as error:
         return SensorReading(reason=str(error))
     try:
-        sample = sensor.read(max(2.0, 5 * sensor.info.interval_s))
+        timeout_s = max(2.0, 5 * sensor.info.interval_s)
+        until = time.monotonic() + 2 * timeout_s
+        sample = sensor.read(timeout_s)
+        while sample.stale and time.monotonic() < until:
+            sample = sensor.read(timeout_s)
+        if sample.stale:
+            return SensorReading(info=sensor.info, reason="it repeats its old value and has no new one")
         return SensorReading(info=sensor.info, power_uw=sample.power_uw)
     except (AgentError, OSError) as error:
         return SensorReading(info=sensor.info, reason=str(error))

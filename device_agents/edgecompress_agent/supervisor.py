@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn, Optional
 
-from edgecompress_agent import bundle_path, progress, store, wire
+from edgecompress_agent import bundle_path, outcome, progress, store, wire
 from edgecompress_agent.errors import AgentError
 
 LOG_TAIL_BYTES = 4000
@@ -33,7 +33,9 @@ class _Stopped(BaseException):
 
 
 def start(base: Path, job_id: str) -> wire.Status:
-    """Start a job in the background, unless it runs or is done: asking twice is harmless. A lost job starts afresh."""
+    """Start a job in the background, unless it runs or is done: asking twice is harmless. A lost job starts afresh.
+
+    AgentError: there is no such job, or no room for its result."""
     store.read_job(base, job_id)
     directory = store.job_dir(base, job_id)
     # `status` may hold the lock for an instant: 0.3 s tell it from a supervisor
@@ -42,7 +44,8 @@ def start(base: Path, job_id: str) -> wire.Status:
         if alive is not None:
             os.close(alive)
         return status(base, job_id)
-    for left_by_a_lost_one in ("pid", progress.FILE):
+    outcome.reserve(directory)
+    for left_by_a_lost_one in ("pid", progress.FILE, "partial.json"):
         with contextlib.suppress(FileNotFoundError):
             (directory / left_by_a_lost_one).unlink()
     if os.fork() == 0:
@@ -141,8 +144,7 @@ def _supervise(base: Path, job_id: str, alive: int) -> None:
     except _Stopped as stopped:
         reason = str(stopped)
     if not (directory / "result.json").exists():
-        failed = wire.Result(job_id, bundle_path.sha256(), "failed", reason or "the worker left no result")
-        store.write(directory / "result.json", wire.encode(failed))
+        outcome.leave_failed(directory, job_id, reason or "the worker left no result")
 
 
 def _stop(number: int, frame: object) -> NoReturn:

@@ -10,28 +10,35 @@ from pathlib import Path
 from types import TracebackType
 from typing import Optional, Type
 
-from edgecompress_agent import bundle_path, store, wire
+from edgecompress_agent import bundle_path, outcome, progress, store
 from edgecompress_agent.errors import AgentError
 from edgecompress_agent.measure import measure
 
 _REASON_CHARACTERS = 2000
+_NO_MEMORY = ("std::bad_alloc", "bad allocation", "Failed to allocate memory")
+"""What engines say in exceptions of their own when the memory runs out."""
 
 
 def work(base: Path, job_id: str) -> None:
     """Measure the job and write result.json. What is raised becomes a failed result by the hook below."""
-    result_file = store.job_dir(base, job_id) / "result.json"
+    directory = store.job_dir(base, job_id)
 
     def leave_reason(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
         sys.__excepthook__(kind, error, trace)
         said = "".join(traceback.format_exception_only(kind, error)).strip()
         reason = str(error) if isinstance(error, AgentError) else said
-        failed = wire.Result(job_id, bundle_path.sha256(), "failed", reason[:_REASON_CHARACTERS])
-        store.write(result_file, wire.encode(failed))
+        if isinstance(error, MemoryError) or any(text in said for text in _NO_MEMORY):
+            phase = progress.read(directory).phase
+            reason = f"the memory of the board does not suffice: it ran out while {phase} ({said})"
+        outcome.leave_failed(directory, job_id, reason[:_REASON_CHARACTERS])
 
     sys.excepthook = leave_reason
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
-    result = measure(base, store.read_job(base, job_id), agent_sha256=bundle_path.sha256())
-    store.write(result_file, wire.encode(result))
+    job = store.read_job(base, job_id)
+    result = measure(
+        base, job, agent_sha256=bundle_path.sha256(), keep=lambda partial: outcome.keep(directory, partial)
+    )  # fmt: skip
+    outcome.leave(directory, result)
 
 
 def _end_with_supervisor() -> None:

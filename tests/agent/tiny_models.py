@@ -64,6 +64,26 @@ def write_onnx(
     return path
 
 
+def write_onnx_hungry(path: Path, numbers: int) -> Path:
+    """The mean of each channel, and so many zeros that have to be in memory at once: a small file that needs 4 bytes for each."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["input"], ["mean"], axes=[2, 3], keepdims=0),
+            helper.make_node("ConstantOfShape", ["count"], ["zeros"]),
+            helper.make_node("ReduceMax", ["zeros"], ["zero"], keepdims=0),
+            helper.make_node("Add", ["mean", "zero"], ["logits"]),
+        ],
+        "hungry",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, 3])],
+        [numpy_helper.from_array(np.array([numbers], np.int64), "count")],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))
+    return path
+
+
 def write_onnx_sum(path: Path) -> Path:
     """The sum of two inputs, of which one is integers."""
     from onnx import TensorProto, helper, save
