@@ -1,11 +1,15 @@
 """How much the agent adds: the median latency that it reports, over that of a bare loop of the same engine.
 
-    python benchmarks/agent_overhead.py [ARTIFACT.onnx | ARTIFACT.tflite]... [--rounds 8] [--seconds 2] [--cpu N]
+    python benchmarks/agent_overhead.py [ARTIFACT.onnx | ARTIFACT.tflite]... [--rounds 8] [--seconds 2] [--cpu N] [--json FILE]
 
 Without artifacts, ResNet-20 with random weights is exported to onnx-fp32 and tflite-fp32. Both loops run in processes of
 their own, on the same CPU, one after the other in the order agent, bare, bare, agent of every round (so that a drift of the
 clock cancels), with the same seconds of warm-up and of timing. The bare loop holds nothing but the engine's own calls between
 two readings of the clock. The agent is the zipapp, started and asked as on any board.
+
+A .tflite file is in each round also timed by LiteRT's own `ai_edge_litert.tools.benchmark_litert_model`, on the same CPU: its
+median (rounded to 0.01 ms by it) stands beside. It runs LiteRT's newer compiled-model interface, and its time holds neither
+the setting of the input nor the fetching of the output; so it is told, and no target is made of it.
 
 A round's ratio is (agent + agent) / (bare + bare). Printed: the median of the rounds' ratios, its bootstrap interval, the least
 and the greatest; exit status 1 when the interval lies above the target, 3 when it is too wide to tell.
@@ -94,6 +98,18 @@ def bare_p50_ns(artifact: Path, engine: str, seconds: float, warmup_s: float, cp
     return float(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1]))
 
 
+def litert_tool_ns(artifact: Path, seconds: float, warmup_s: float, cpu: int, inference_ns: float) -> float:
+    """Median of LiteRT's own benchmark of the file, over about as many inferences."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.json"
+        command = [sys.executable, "-m", "ai_edge_litert.tools.benchmark_litert_model", "--model", str(artifact)]
+        command += ["--num_threads", "1", "--num_runs", str(max(10, round(seconds * 1e9 / inference_ns)))]
+        command += ["--warmup_runs", str(max(1, round(warmup_s * 1e9 / inference_ns))), "--result_json", str(out)]
+        pin = (lambda: os.sched_setaffinity(0, [cpu])) if cpu >= 0 else None
+        subprocess.run(command, check=True, capture_output=True, preexec_fn=pin)
+        return float(json.loads(out.read_text())["latency"]["median_ms"]) * 1e6
+
+
 class Agent:
     """The agent in a directory of its own, as a board has it."""
 
@@ -146,10 +162,12 @@ def export_models(folder: Path) -> list[Path]:
     return made
 
 
-def compare(agent: Agent, artifact: Path, rounds: int, seconds: float, cpu: int) -> tuple[list[float], float]:
-    """(ratio of each round, the bare loop's median in ms)."""
+def compare(
+    agent: Agent, artifact: Path, rounds: int, seconds: float, cpu: int
+) -> tuple[list[float], list[float], list[float]]:
+    """Of each round: ratio, the bare loop's median in ms, that of LiteRT's own tool (of a .tflite file)."""
     engine, warmup_s = ENGINES[artifact.suffix], max(0.3, seconds / 4)
-    ratios, bare_ms = [], []
+    ratios, bare_ms, tool_ms = [], [], []
     for number in range(rounds):
         took = {"agent": 0.0, "bare": 0.0}
         for who in ("agent", "bare", "bare", "agent"):
@@ -157,10 +175,12 @@ def compare(agent: Agent, artifact: Path, rounds: int, seconds: float, cpu: int)
             took[who] += run(artifact, engine, seconds, warmup_s, cpu)
         ratios.append(took["agent"] / took["bare"])
         bare_ms.append(took["bare"] / 2e6)
+        if engine == "litert":
+            tool_ms.append(litert_tool_ns(artifact, seconds, warmup_s, cpu, took["bare"] / 2) / 1e6)
         sys.stderr.write(f"\r{artifact.name}: round {number + 1} of {rounds}, ratio {ratios[-1]:.3f} ")
         sys.stderr.flush()
     sys.stderr.write("\n")
-    return ratios, statistics.median(bare_ms)
+    return ratios, bare_ms, tool_ms
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
@@ -176,6 +196,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--cpu", type=int, default=max(os.sched_getaffinity(0)), help="CPU to pin both to; -1: none")
+    parser.add_argument("--json", type=Path, help="write every round's figures there")
     asked = parser.parse_args()
     for artifact in asked.artifacts:
         if artifact.suffix not in ENGINES or not artifact.is_file():
@@ -184,9 +205,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         (root := Path(folder) / "board").mkdir()
         agent = Agent(root)
-        lines = []
+        lines, kept = [], {}
         for artifact in asked.artifacts or export_models(Path(folder)):
-            ratios, bare_ms = compare(agent, artifact, asked.rounds, asked.seconds, asked.cpu)
+            ratios, bare, tool = compare(agent, artifact, asked.rounds, asked.seconds, asked.cpu)
+            kept[artifact.name] = {"ratios": ratios, "bare_p50_ms": bare, "litert_tool_p50_ms": tool}
+            bare_ms = statistics.median(bare)
             low, high = interval(ratios)
             middle = statistics.median(ratios)
             verdict, status = "within the target", 0
@@ -199,7 +222,15 @@ def main() -> int:
                 f"{ENGINES[artifact.suffix]:12} {artifact.name:18} bare p50 {bare_ms:.4f} ms, agent / bare {middle:.3f} "
                 f"[{low:.3f}, {high:.3f}] (rounds from {min(ratios):.3f} to {max(ratios):.3f}), target <= {TARGET}: {verdict}"
             )
+            if tool:
+                lines.append(
+                    f"{'':12} by LiteRT's own benchmark_litert_model: p50 {statistics.median(tool):.2f} ms (rounds from "
+                    f"{min(tool):.2f} to {max(tool):.2f}; inputs and outputs not in it)"
+                )
     sys.stdout.write("\n".join(lines) + "\n")
+    if asked.json:
+        load = os.getloadavg()[0]
+        asked.json.write_text(json.dumps({"load_1m_at_the_end": load, "artifacts": kept}, indent=1) + "\n")
     return worst
 
 
