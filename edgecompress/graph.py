@@ -235,6 +235,8 @@ class _Walk:
             return self._item(node, first)
         if name == "pad":
             return self._padded(node, first)
+        if name == "index_select":
+            return self._selected(node, first)
         if name in ("flatten", "view", "reshape"):
             return self._reshaped(node, first, self._links(first))
         return self._kept(node, first, self._links(first))
@@ -302,6 +304,13 @@ class _Walk:
                 return _taken(value, torch.arange(shape[1])[index[1]])
             raise self._refused(node, "picks channels by something else than a slice")
         return value
+
+    def _selected(self, node: fx.Node, source: fx.Node) -> Links:
+        """`x.index_select(1, self.index)`: the shortcut of a CIFAR ResNet whose channels were cut."""
+        dim, index = (*node.args[1:], *node.kwargs.values())[:2]
+        if dim != 1 or not isinstance(index, fx.Node) or index.op != "get_attr":
+            raise self._refused(node, "picks something else than channels, or by an index that it computes")
+        return _taken(self._links(source), self._attribute(str(index.target)).cpu())
 
     def _padded(self, node: fx.Node, source: fx.Node) -> Links:
         widths: Any = node.args[1] if len(node.args) > 1 else node.kwargs["pad"]

@@ -117,7 +117,7 @@ def test_a_cut_shortcut_takes_the_channels_that_it_took_before():
     assert not cut.state_dict()
 
 
-@pytest.mark.parametrize("importance", ["l1", "l2", "bn_scale"])
+@pytest.mark.parametrize("importance", ["l1", "l2", "lap", "bn_scale"])
 def test_channels_that_do_nothing_go_first(tmp_path, importance):
     model = tiny_resnet()
     dead = {"layer1.0": [1, 6], "layer2.1": [0, 3, 9, 15], "layer3.0": [5, 30]}
@@ -145,10 +145,37 @@ def test_l1_is_the_mean_over_coupled_layers_divided_by_its_groups_mean(tmp_path)
 
     model = small_net()
     group = next(g for g in find_groups(model, SHAPE) if g.name == "fc1")
-    (value,) = score(model, [group], "l1", reduce="mean", data=None, images=1, seed=0)
+    (value,) = score(model, [group], "l1", reduce="mean", in_shape=SHAPE, data=None, images=1, seed=0)
     rows, columns = model.fc1.weight.detach().abs().sum(1), model.fc2.weight.detach().abs().sum(0)
     expected = ((rows + columns) / 2).double().numpy()
     np.testing.assert_allclose(value, expected / expected.mean(), rtol=1e-5)
+
+
+def test_lap_sums_the_lookahead_scores_of_rows_and_columns_even_after_a_cut(tmp_path):
+    from edgecompress.compress.channels.importance import score
+    from edgecompress.compress.lookahead import scores
+
+    model, _ = prune(tiny_resnet(), tmp_path, macs=0.6, multiple=1, which="all")
+    assert any(isinstance(m, Shortcut) and m.padding is None for m in model.modules()), "else this shows nothing"
+    group = next(g for g in find_groups(model, SHAPE) if g.name == "layer2.0.conv1")
+    (value,) = score(model, [group], "lap", reduce="sum", in_shape=SHAPE, data=None, images=1, seed=0)
+    lap = scores(model, torch.zeros(1, *SHAPE), dtype=torch.float64)
+    expected = lap["layer2.0.conv1.weight"].sum((1, 2, 3)) + lap["layer2.0.conv2.weight"].sum((0, 2, 3))
+    np.testing.assert_allclose(value, expected / expected.mean(), rtol=1e-9)
+    # The makers of what a stage reads first, through the cut shortcut: the silenced whole network has the same scores.
+    whole = copy.deepcopy(tiny_resnet())
+    record = kept.get(model)
+    for name, module in whole.named_modules():
+        for dim, side in enumerate(("out", "in")):
+            index = record.get(name, {}).get(side)
+            if index is not None and isinstance(module, nn.Conv2d | nn.Linear):
+                gone = torch.ones(module.weight.shape[dim], dtype=torch.bool)
+                gone[list(index)] = False
+                module.weight.data.index_fill_(dim, torch.nonzero(gone)[:, 0], 0)
+    wide = scores(whole, torch.zeros(1, *SHAPE), dtype=torch.float64)["layer3.0.conv1.weight"]
+    for dim, side in enumerate(("out", "in")):
+        wide = wide.index_select(dim, torch.tensor(record["layer3.0.conv1"].get(side, range(wide.shape[dim]))))
+    torch.testing.assert_close(lap["layer3.0.conv1.weight"], wide)
 
 
 def test_taylor_is_the_square_of_what_closing_a_gate_does_to_the_loss():
@@ -157,7 +184,7 @@ def test_taylor_is_the_square_of_what_closing_a_gate_does_to_the_loss():
 
     model, data = tiny_resnet(), few_digits(64)
     chosen = [g for g in find_groups(model, SHAPE) if g.name in ("layer1.1.conv1", "layer2.0.conv2")]
-    values = score(model, chosen, "taylor", reduce="mean", data=data, images=BATCH, seed=3)
+    values = score(model, chosen, "taylor", reduce="mean", in_shape=SHAPE, data=data, images=BATCH, seed=3)
     images, labels = next(batches(data, data.train, batch_size=BATCH, shuffle=True, augment=False, seed=3, epoch=0))
     wide, images = copy.deepcopy(model).double(), images.double()
     for group, value in zip(chosen, values, strict=True):

@@ -6,7 +6,8 @@ or of parameters, or by ratios layer by layer. Widths are rounded to a multiple 
 Costs: seconds for the graph and the search; taylor a pass of gradients over its images; the fine-tuning costs its epochs.
 Needs: data for taylor and for fine-tuning, otherwise none. Gains: MACs, parameters, the plain size of a file, and latency.
 Papers: Fang et al. 2023, "DepGraph: Towards Any Structural Pruning" (arXiv:2301.12900); importance l1: Li et al. 2017
-(arXiv:1608.08710); bn_scale: Liu et al. 2017 (arXiv:1708.06519); taylor: Molchanov et al. 2019 (arXiv:1906.10771).
+(arXiv:1608.08710); bn_scale: Liu et al. 2017 (arXiv:1708.06519); taylor: Molchanov et al. 2019 (arXiv:1906.10771);
+lap: Park et al. 2020 (arXiv:2002.04809).
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Params:
         or ratios. macs: 0.5 is half of its multiply-accumulates. Default: macs 0.5.
     ratios: instead of a budget, layer → fraction of its output channels that are kept, in (0, 1]; names may hold `*` and
         `?`; where several match a layer, the last one counts. Layers that match none stay as they are.
-    importance: "l2", "l1" (norms of the weights), "bn_scale" (of batch norm's scales), "taylor" (what the loss would change
-        by, estimated from gradients).
+    importance: "l2", "l1" (norms of the weights), "lap" (their lookahead scores: what both neighbours make of them),
+        "bn_scale" (of batch norm's scales), "taylor" (what the loss would change by, estimated from gradients).
     reduce: of the importances of the layers that are coupled in a channel: "mean" or "sum". (taylor is one value for all
         of them: there is nothing to choose.)
     scope: "global" cuts the least important channels wherever they are; "layer" the same fraction everywhere.
@@ -57,7 +58,7 @@ class Params:
     macs: Share | None = None
     params: Share | None = None
     ratios: dict[str, Ratio] | None = None
-    importance: Literal["l1", "l2", "bn_scale", "taylor"] = "l2"
+    importance: Literal["l1", "l2", "lap", "bn_scale", "taylor"] = "l2"
     reduce: Literal["mean", "sum"] = "mean"
     scope: Literal["global", "layer"] = "global"
     which: Literal["inner", "stream", "all"] = "inner"

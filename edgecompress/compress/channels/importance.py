@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,14 +20,24 @@ COMPARABLE = ("taylor",)
 
 
 def score(
-    model: nn.Module, groups: Sequence[Group], kind: str, *, reduce: str, data: Dataset | None, images: int, seed: int
+    model: nn.Module,
+    groups: Sequence[Group],
+    kind: str,
+    *,
+    reduce: str,
+    in_shape: tuple[int, int, int],
+    data: Dataset | None,
+    images: int,
+    seed: int,
 ) -> list[np.ndarray]:
     """For each group the importance of its units, float64 (size,), not negative; comparable between groups.
 
-    kind: "l1", "l2", "bn_scale", "taylor". reduce: "mean" or "sum" over the coupled layers. UserError: bn_scale for a group
-    without batch norm, taylor without data.
+    kind: "l1", "l2", "lap", "bn_scale", "taylor". reduce: "mean" or "sum" over the coupled layers. in_shape: (C, H, W) of an
+    image. UserError: bn_scale for a group without batch norm, taylor without data, lap for a network that cannot be followed.
     """
-    if kind == "taylor":
+    if kind == "lap":
+        values = _lookahead(model, groups, reduce, in_shape)
+    elif kind == "taylor":
         values = _taylor(model, groups, data, images, seed)
     elif kind == "bn_scale":
         values = [_bn_scale(model, group, reduce) for group in groups]
@@ -40,19 +50,39 @@ def score(
 
 def _norm(model: nn.Module, group: Group, power: int, reduce: str) -> np.ndarray:
     """Σ |w|^power of each unit's weights, layer by layer: rows of the writers, columns of the readers, batch norm's scale."""
+    weights = ((slot, getattr(model.get_submodule(slot.module), "weight", None)) for slot in group.slots)
+    valued = ((slot, weight.detach().double().abs() ** power) for slot, weight in weights if weight is not None)
+    return _reduced(_layer_sums(model, group, valued), reduce)
+
+
+def _lookahead(
+    model: nn.Module, groups: Sequence[Group], reduce: str, in_shape: tuple[int, int, int]
+) -> list[np.ndarray]:
+    """Σ of the lookahead scores (Park et al. 2020) of each unit's weights, layer by layer as for the norms."""
+    import torch
+
+    from edgecompress.compress.lookahead import scores
+    from edgecompress.evaluate import device_of
+
+    found = scores(model, torch.zeros(1, *in_shape, device=device_of(model)), dtype=torch.float64)
+    values = []
+    for group in groups:
+        valued = [(s, found[f"{s.module}.weight"]) for s in group.slots if f"{s.module}.weight" in found]
+        values.append(_reduced(_layer_sums(model, group, valued), reduce))
+    return values
+
+
+def _layer_sums(model: nn.Module, group: Group, valued: Iterable[tuple[Slot, Tensor]]) -> list[np.ndarray]:
+    """The values of a group's weights (each in its weight's shape) summed over each unit, layer by layer."""
     layers = []
-    for slot in group.slots:
-        module: Any = model.get_submodule(slot.module)
-        weight = getattr(module, "weight", None)
-        if weight is None:
-            continue
-        rows = weight.detach().double().abs() ** power
+    for slot, value in valued:
+        rows = value
         if slot.side == "in":
-            if getattr(module, "groups", 1) > 1:
+            if getattr(model.get_submodule(slot.module), "groups", 1) != 1:
                 continue  # the rows of its out side are the same weights
-            rows = rows.transpose(0, 1)
+            rows = value.transpose(0, 1)
         layers.append(_by_unit(group, slot, rows.reshape(rows.shape[0], -1).sum(1)))
-    return _reduced(layers, reduce)
+    return layers
 
 
 def _reduced(layers: list[np.ndarray], reduce: str) -> np.ndarray:
