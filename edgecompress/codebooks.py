@@ -7,6 +7,7 @@ could differ from it: `state_dict` keys stay those of the plain model, and the b
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from edgecompress import masks
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 SUFFIX = "_codes"
+
+_FIX = "Use codes made for this model."
 
 
 def get(model: nn.Module) -> dict[str, Tensor]:
@@ -43,22 +46,37 @@ def put(model: nn.Module, codes: dict[str, Tensor]) -> None:
     import torch
 
     parameters = dict(model.named_parameters())
-    fix = "Use codes made for this model."
     for name, given in codes.items():
         if name not in parameters:
-            raise UserError(f"the codes for {name!r} fit no parameter of this model", fix=fix)
+            raise UserError(f"the codes for {name!r} fit no parameter of this model", fix=_FIX)
         parameter = parameters[name]
         if parameter.shape != given.shape:
             raise UserError(
                 f"the codes for {name!r} have shape {tuple(given.shape)}, the parameter {tuple(parameter.shape)}",
-                fix=fix,
+                fix=_FIX,
             )
         if given.is_floating_point() or (given.numel() and int(given.min()) < 0):
-            raise UserError(f"the codes for {name!r} are no integers from 0", fix=fix)
+            raise UserError(f"the codes for {name!r} are no integers from 0", fix=_FIX)
         path, _, leaf = name.rpartition(".")
         buffer = given.to(parameter.device, torch.int32, copy=True)
         model.get_submodule(path).register_buffer(leaf + SUFFIX, buffer, persistent=False)
     apply(model)
+
+
+def put_by_value(model: nn.Module, names: Iterable[str]) -> None:
+    """Give the named parameters codes by the values that they have: equal weights one code, zeros code 0. UserError as `put`."""
+    import torch
+
+    parameters = dict(model.named_parameters())
+    codes = {}
+    for name in names:
+        if name not in parameters:
+            raise UserError(f"{name!r}, whose weights share values, is no parameter of this model", fix=_FIX)
+        weights = parameters[name].detach()
+        found, inverse = torch.unique(weights, return_inverse=True)
+        alive = found != 0
+        codes[name] = (alive.cumsum(0) * alive)[inverse]
+    put(model, codes)
 
 
 def strip(model: nn.Module, names: list[str] | None = None) -> nn.Module:

@@ -154,10 +154,16 @@ def _chain(baseline: ModelNode, steps: tuple[Step, ...], study: StudySpec) -> tu
     chain = [baseline]
     for step in steps:
         parent = chain[-1].key
-        code = code_hash([*MODEL_CODE, f"compress/{step.method}.py"])
+        code = code_hash([*MODEL_CODE, *_method_code(step.method)])
         key = content_key("step", parent, step.method, step.params, _file_hashes(step.params), study.seed, code)
         chain.append(ModelNode(key, parent, step.method, step.params))
     return tuple(chain)
+
+
+def _method_code(method: str) -> tuple[str, ...]:
+    """The method's own file or folder, and what it names under `CODE` because it is made with it."""
+    module = plugins.find("edgecompress.compress", method, attribute="apply", kind="method")
+    return f"compress/{method}.py", *getattr(module, "CODE", ())
 
 
 def _file_hashes(params: Any) -> list[str]:

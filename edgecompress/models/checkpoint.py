@@ -1,8 +1,8 @@
 """Weights from and to disk. Nothing here runs code from a file: safetensors, or `torch.load(weights_only=True)`.
 
-A saved model is a directory: `model.json` (format version, spec, classes, input shape, sha256 of the other files, and the
-channels that are kept of the spec's network where some were cut), `weights.safetensors`, `masks.safetensors` where
-parameters are masked, and `codes.safetensors` where weights share values.
+A saved model is a directory: `model.json` (format version, spec, classes, input shape, sha256 of the other files, the
+channels that are kept of the spec's network where some were cut, and under `shared_values` the parameters whose weights share
+values, which the values themselves tell), `weights.safetensors`, and `masks.safetensors` where parameters are masked.
 """
 
 from __future__ import annotations
@@ -133,9 +133,6 @@ def save_model(directory: Path, model: nn.Module, *, num_classes: int = 0, in_sh
     files = {"weights.safetensors": _write_tensors(directory / "weights.safetensors", model.state_dict())}
     if kept:
         files["masks.safetensors"] = _write_tensors(directory / "masks.safetensors", kept)
-    codes = codebooks.get(model)
-    if codes:
-        files["codes.safetensors"] = _write_tensors(directory / "codes.safetensors", codes)
     description = {
         "format": FORMAT,
         "model": None if spec is None else spec.model_dump(mode="json", exclude={"weights"}),
@@ -149,11 +146,12 @@ def save_model(directory: Path, model: nn.Module, *, num_classes: int = 0, in_sh
         description["kept"] = {
             name: {side: list(index) for side, index in sides.items()} for name, sides in cut.items()
         }
+    shared = sorted(codebooks.get(model))
+    if shared:
+        description["shared_values"] = shared
     _replace(directory / "model.json", json.dumps(description, indent=1).encode())
     if not kept:
         (directory / "masks.safetensors").unlink(missing_ok=True)
-    if not codes:
-        (directory / "codes.safetensors").unlink(missing_ok=True)
 
 
 def load_model(directory: Path, model: nn.Module | None = None) -> nn.Module:
@@ -196,8 +194,7 @@ def load_model(directory: Path, model: nn.Module | None = None) -> nn.Module:
     if "masks.safetensors" in description["files"]:
         masks.put(model, load_file(directory / "masks.safetensors"))
     codebooks.strip(model)
-    if "codes.safetensors" in description["files"]:
-        codebooks.put(model, load_file(directory / "codes.safetensors"))
+    codebooks.put_by_value(model, description.get("shared_values", []))
     return model.eval()
 
 

@@ -30,6 +30,11 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES: dict[str, dict[str, Any]] = {
     "magnitude": {"sparsity": 0.6, "finetune": {"epochs": 1, "batch_size": 64}},
     "codebook": {"bits": 3, "finetune": {"epochs": 1, "batch_size": 64, "lr": 0.001}},
+    "deep_compression": {
+        "kept": {"conv1": 0.8, "*": 0.4},
+        "finetune": {"epochs": 1, "batch_size": 64},
+        "finetune_codebook": {"epochs": 1, "batch_size": 64, "lr": 0.001},
+    },
     "distill": {"epochs": 1, "batch_size": 64, "temperature": 3},
     "channels": {"macs": 0.6, "multiple": 1, "finetune": {"epochs": 1, "batch_size": 64}},
 }

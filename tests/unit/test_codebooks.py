@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -241,12 +242,32 @@ def test_saved_and_loaded(tmp_path):
     model, codes = shared_net()
     masks.put(model, {"fc1.weight": codes["fc1.weight"] > 1})
     save_model(tmp_path, model, num_classes=10, in_shape=(1, 32, 32))
+    assert {p.name for p in tmp_path.iterdir()} == {"model.json", "weights.safetensors", "masks.safetensors"}
     again = load_model(tmp_path, small_net())
-    assert same_state(model.eval(), again)
-    assert all(torch.equal(codebooks.get(again)[name], own) for name, own in codebooks.get(model).items())
-    assert set(codebooks.get(again)) == set(SHARED)
+    assert same_state(model.eval(), again) and set(codebooks.get(again)) == set(SHARED)
+    for name, own in codebooks.get(again).items():
+        pairs = set(zip(own.reshape(-1).tolist(), codebooks.get(model)[name].reshape(-1).tolist(), strict=True))
+        assert len(pairs) == len({one for one, _ in pairs}) == len({other for _, other in pairs}), (
+            "the same sets of weights"
+        )
+        assert all((one == 0) == (other == 0) for one, other in pairs)
     save_model(tmp_path, small_net(), num_classes=10, in_shape=(1, 32, 32))
-    assert codebooks.get(load_model(tmp_path, shared_net()[0])) == {} and not (tmp_path / "codes.safetensors").exists()
+    assert codebooks.get(load_model(tmp_path, shared_net()[0])) == {}
+    description = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**description, "shared_values": ["fc9.weight"]}))
+    with pytest.raises(UserError, match=r"'fc9\.weight', whose weights share values, is no parameter"):
+        load_model(tmp_path, small_net())
+
+
+def test_packed_and_loaded(tmp_path):
+    import edgecompress
+    from edgecompress.coding import pack
+
+    model, _ = shared_net()
+    save_model(tmp_path / "model", model, num_classes=10, in_shape=(1, 32, 32))
+    pack(tmp_path / "model", tmp_path / "model.ecz")
+    again = edgecompress.load(tmp_path / "model.ecz", small_net())
+    assert same_state(model.eval(), again) and set(codebooks.get(again)) == set(SHARED)
 
 
 def test_an_exported_copy_is_plain():

@@ -112,3 +112,23 @@ def test_an_unknown_study_is_refused_with_the_known_ones() -> None:
     )
     assert run.returncode == 2
     assert "mnist_lookahead" in run.stderr and "masked_mlp" not in run.stderr
+
+
+def test_the_table_of_deep_compression() -> None:
+    import deep_compression_mnist as study
+
+    network = {
+        "network": "LeNet-5",
+        "paper": {"error_before": 0.8, "error_after": 0.74, "ratio_fixed": 33, "ratio": 39},
+        "test": [{"top1": n / 1000, "images": 1000, "correct": "1" * n + "0" * (1000 - n)} for n in (992, 994)],
+        "paper_size": {
+            "ratio_fixed": 30.04, "ratio": 41.06, "huffman_bytes": 41_500.0, "ratio_with_tables": 40.9, "dense_bytes": 1e6,
+        },
+        "ecz": {"file_bytes": 25_000},
+    }  # fmt: skip
+    (line,) = study.table([network]).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells == [
+        "LeNet-5", "0.80 → 0.60 [0.28, 1.30]", "0.80 → 0.74", "30.0×", "33×", "**41.1×** (41.5 kB)", "39×", "40.9×",
+        "40.0× (25,000 B)",
+    ]  # fmt: skip

@@ -139,7 +139,8 @@ def test_wrong_settings(tmp_path: Path, setting: str) -> None:
         read_study(path, [setting])
 
 
-def test_shipped_profiles_are_valid() -> None:
+def test_shipped_profiles_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGECOMPRESS_DATA", "/data")
     names = set(shipped_profiles("devices"))
     assert names >= {"local", "raspberry-pi-4", "raspberry-pi-5", "jetson-nano", "jetson-orin-nano", "jetson-agx-orin"}
     for name in names:
