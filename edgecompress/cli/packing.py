@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def pack(arguments: argparse.Namespace) -> int:
     from edgecompress.coding import pack as pack_model
 
-    report = pack_model(arguments.model_dir, arguments.out)
+    report = pack_model(arguments.model_dir, arguments.out, coder=arguments.coder)
     if arguments.json:
         print(json.dumps(dataclasses.asdict(report), indent=1))
     else:
@@ -35,7 +35,7 @@ def unpack(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_COLUMNS = ("layer", "weights", "kept %", "weight bits", "index bits", "Huffman bits", "bytes", "ratio", "bound")
+_COLUMNS = ("layer", "weights", "kept %", "weight bits", "index bits", "coded bits", "bytes", "ratio", "bound")
 
 
 def _show(report: PackReport) -> None:
@@ -59,8 +59,8 @@ def _show(report: PackReport) -> None:
     print()
     for name, size in (
         ("dense", float(dense)),
-        ("as the paper counts, before Huffman", report.quantised_bytes),
-        ("as the paper counts, with Huffman", report.paper_bytes),
+        ("as the paper counts, before coding", report.quantised_bytes),
+        ("as the paper counts", report.paper_bytes),
         ("the file, every byte of it", float(report.file_bytes)),
     ):
         print(f"{name:<38}{size:>14,.0f} bytes  {dense / size if size else 0:6.1f} x smaller")

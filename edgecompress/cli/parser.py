@@ -159,9 +159,20 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                 help="the device has no network: collect the wheels here and bring them",
             )
 
+    _add_packing(verb)
+
+    methods = verb("methods", "List the compression methods, or describe one with its parameters.", "models")
+    methods.add_argument("name", nargs="?", metavar="NAME")
+    return parser.parse_args(argv)
+
+
+def _add_packing(verb: Callable[..., argparse.ArgumentParser]) -> None:
     pack = verb("pack", "Pack a saved model into one entropy-coded .ecz file, and say where its bytes go.", "packing")
     pack.add_argument("model_dir", type=Path, metavar="DIR")
     pack.add_argument("out", type=Path, metavar="OUT.ecz")
+    pack.add_argument(
+        "--coder", default="huffman", metavar="C", help="huffman (default), or range: smaller, needs constriction"
+    )
     pack.add_argument("--json", action="store_true", help="print the sizes of every tensor as JSON")
     unpack = verb("unpack", "Make the model directory again that was packed, byte for byte.", "packing")
     unpack.add_argument("packed", type=Path, metavar="OUT.ecz")
@@ -169,10 +180,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     unpack.add_argument(
         "--limit-gib", type=float, default=4.0, metavar="N", help="most that the tensors may take, in GiB (default: 4)"
     )
-
-    methods = verb("methods", "List the compression methods, or describe one with its parameters.", "models")
-    methods.add_argument("name", nargs="?", metavar="NAME")
-    return parser.parse_args(argv)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

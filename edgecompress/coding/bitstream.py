@@ -1,4 +1,4 @@
-"""A stream of symbols as bits and back, at the speed of numpy.
+"""A stream of symbols as the bits of a Huffman code and back, at the speed of numpy.
 
 A long stream is dealt out to lanes, symbol i to lane i mod lanes, and each lane is a bit string of its own, one after the
 other without padding: the decoder looks up the next symbol of all lanes at once. The lanes cost their lengths, 2 bytes for
@@ -32,13 +32,12 @@ def lane_count(symbols: int) -> int:
 
 
 def encode(symbols: NDArray[np.integer], lengths: NDArray[np.integer]) -> bytes:
-    """The stream of `symbols` (1-D) under a complete code, or of a single symbol, which takes no bytes.
+    """The stream of `symbols` (1-D) under a complete code.
 
     lengths: of the code, 0 for symbols that do not occur. The stream: the lanes' lengths in bits where there are two lanes
     or more (one byte: their width w of 1 to 4; then w bytes each, lowest first), and the bits.
     """
-    used = np.flatnonzero(lengths)
-    if used.size < 2 or not symbols.size:
+    if not symbols.size:
         return b""
     lanes = lane_count(symbols.size)
     steps = -(-symbols.size // lanes)
@@ -91,14 +90,10 @@ def _lane_header(lane_bits: NDArray[np.int64]) -> bytes:
 def decode(data: memoryview, count: int, lengths: NDArray[np.integer]) -> tuple[NDArray[np.uint16], int]:
     """`count` symbols from the start of `data` under the code of these lengths: (symbols (count,), bytes used).
 
-    lengths: of a complete code, or with a single symbol used. Nothing larger than about 16 times `data` is allocated, but
-    for the stream of a single symbol, whose `count` the caller has checked. Damaged: bytes that no encoder wrote.
+    lengths: of a complete code. Nothing larger than about 16 times `data` is allocated. Damaged: bytes that no encoder wrote.
     """
-    used = np.flatnonzero(lengths)
     if not count:
         return np.zeros(0, dtype=np.uint16), 0
-    if used.size == 1:
-        return np.full(count, used[0], dtype=np.uint16), 0
     lanes = lane_count(count)
     lane_bits, start = _read_lane_header(data, lanes)
     table = _table(np.asarray(lengths, dtype=np.uint8).tobytes())

@@ -19,13 +19,12 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgecompress.coding import section_reading
 from edgecompress.coding.bitstream import Damaged
 from edgecompress.coding.safetensors_file import TensorInfo
 from edgecompress.coding.sections import CHUNK, DTYPES, SUPPORT, Bits
-from edgecompress.coding.table_bytes import read_table, write_table
+from edgecompress.coding.table_bytes import Table, read_table, write_table
 from edgecompress.errors import UserError
 
 MAGIC = b"\x93ECZ"
@@ -37,7 +36,7 @@ LIMIT_BYTES = 4 << 30
 MAX_DIRECTORY = 16 << 20
 MAX_DIMENSIONS = 32
 # The settings are part of the format, so that the reader takes none from the file.
-_FILTERS = [{"id": lzma.FILTER_LZMA1, "dict_size": 1 << 20, "lc": 3, "lp": 0, "pb": 0, "mode": lzma.MODE_NORMAL,
+_FILTERS = [{"id": lzma.FILTER_LZMA1, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0, "mode": lzma.MODE_NORMAL,
              "mf": lzma.MF_BT4, "nice_len": 273, "depth": 512}]  # fmt: skip
 
 
@@ -53,7 +52,7 @@ class Entry:
 def head(
     model: Mapping[str, Any],
     files: Mapping[str, Sequence[tuple[TensorInfo, int]]],
-    tables: Sequence[NDArray[np.uint8]],
+    tables: Sequence[Table],
 ) -> tuple[bytes, int]:
     """The file before its sections, and how many bytes of it are code tables.
 
@@ -128,6 +127,8 @@ class EczFile:
             return section_reading.read(data, entry.info.elements, entry.info.size, self._tables)
         except Damaged as error:
             raise self._refused(f"{file}, tensor {name!r}: {error}") from None
+        except UserError as error:
+            raise UserError(error.what, where=str(self.path), fix=error.fix) from None
 
     def _support(self, file: str, entry: Entry, data: memoryview) -> Bits:
         first = next(iter(self.files))
@@ -186,7 +187,7 @@ def _directory(packed: bytes, length: int) -> dict[str, Any]:
     return value
 
 
-def _tables(data: bytes) -> list[NDArray[np.uint8]]:
+def _tables(data: bytes) -> list[Table]:
     view, at, tables = memoryview(data), 0, []
     while at < len(view):
         table, at = read_table(view, at)

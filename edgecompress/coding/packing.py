@@ -24,12 +24,14 @@ _DESCRIPTION = "model.json"
 _MAIN = "weights.safetensors"
 
 
-def pack(directory: Path, out: Path) -> PackReport:
+def pack(directory: Path, out: Path, *, coder: str = "huffman") -> PackReport:
     """Write the model directory (model.json and the files that it names) as an `.ecz` file, and say where its bytes go.
 
     Nothing is rounded: every tensor is kept bit by bit. The same directory makes the same bytes. Other files of the
-    directory are not part of the model and stay out. UserError: no model directory, a damaged one, an `out` that exists.
+    directory are not part of the model and stay out. coder: "huffman", or "range" to take constriction's range coder where it
+    is the smaller (the extra `range`, also to unpack). UserError: no model directory, a damaged one, an `out` that exists.
     """
+    allowed = tables.coders(coder)
     if out.exists():
         raise UserError("is there already", where=str(out), fix="Choose another name; nothing is overwritten.")
     description, sources = _read_directory(directory)
@@ -39,30 +41,34 @@ def pack(directory: Path, out: Path) -> PackReport:
         for info, bits in tensors:
             of = main.get(info.name) if file != _MAIN else None
             plans.append((file, info, bits, sections.plan(bits, info.kind, support_of=of)))
-    pool, picks = tables.choose([stream for *_, coded in plans for stream, _ in coded.streams])
+    pool, picks = tables.choose([stream for *_, coded in plans for stream, _ in coded.streams], allowed)
     waiting = iter(picks)
     lengths: dict[str, list[tuple[TensorInfo, int]]] = {file: [] for file in sources}
     rows = []
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     body = out.with_name(f".{out.name}.{os.getpid()}.body")
     try:
-        with body.open("wb") as stream:
+        with body.open("wb") as target:
             for file, info, bits, coded in plans:
                 own = [next(waiting) for _ in coded.streams]
                 parts = sections.write(coded, bits, pool, own)
                 crc = 0
                 for part in parts:
                     crc = zlib.crc32(part, crc)
-                    stream.write(part)
-                stream.write(crc.to_bytes(4, "little"))
+                    target.write(part)
+                target.write(crc.to_bytes(4, "little"))
                 lengths[file].append((info, sum(map(len, parts))))
-                rows.append(tensor_size(file, info, coded, parts, own, pool))
+                coded_bits = [
+                    0 if pick is None else tables.written_bits(stream.counts, pool[pick], part)
+                    for (stream, _), pick, part in zip(coded.streams, own, parts[1:], strict=False)
+                ]
+                rows.append(tensor_size(file, info, coded, parts, coded_bits))
         start, table_bytes = head(description, lengths, pool)
-        with partial.open("wb") as stream, body.open("rb") as sections_file:
-            stream.write(start)
-            shutil.copyfileobj(sections_file, stream, 1 << 20)
-            stream.flush()
-            os.fsync(stream.fileno())
+        with partial.open("wb") as target, body.open("rb") as written:
+            target.write(start)
+            shutil.copyfileobj(written, target, 1 << 20)
+            target.flush()
+            os.fsync(target.fileno())
         file_bytes = partial.stat().st_size
         partial.replace(out)
     except OSError as error:

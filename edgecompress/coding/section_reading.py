@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecompress.coding import bitstream
+from edgecompress.coding import streams
 from edgecompress.coding.bitstream import Damaged
 from edgecompress.coding.sections import CHUNK, DENSE, GAPS, PLANES, RAW, SUPPORT, Bits
-from edgecompress.coding.table_bytes import read_varint
+from edgecompress.coding.table_bytes import Table, read_varint
 
-Tables = Sequence[NDArray[np.uint8]]
+Tables = Sequence[Table]
 
 
 def form(data: memoryview) -> int:
@@ -26,7 +26,7 @@ def form(data: memoryview) -> int:
 def read(data: memoryview, elements: int, size: int, tables: Tables) -> Bits:
     """The bit patterns (elements,) of `size` bytes each; of any form but SUPPORT, which another tensor tells.
 
-    Memory: the tensor, at most 4 bytes for each of its elements beside it, 16 times `data`, and some MB. Damaged: bytes
+    Memory: the tensor, at most 8 bytes for each of its elements beside it, 16 times `data`, and some MB. Damaged: bytes
     that no encoder wrote.
     """
     kind = form(data)
@@ -44,7 +44,7 @@ def read(data: memoryview, elements: int, size: int, tables: Tables) -> Bits:
     raise Damaged("a section that stands for another tensor's zeros is where there is none")
 
 
-def _table(data: memoryview, at: int, tables: Tables) -> tuple[NDArray[np.uint8], int]:
+def _table(data: memoryview, at: int, tables: Tables) -> tuple[Table, int]:
     number, at = read_varint(data, at)
     if number >= len(tables):
         raise Damaged("a section names a code table that there is not")
@@ -61,10 +61,8 @@ def _codebook(data: memoryview, at: int, values: int, dtype: np.dtype[np.unsigne
     return codebook, end
 
 
-def _symbols(
-    data: memoryview, at: int, count: int, below: int, lengths: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint16], int]:
-    symbols, used = bitstream.decode(data[at:], count, lengths)
+def _symbols(data: memoryview, at: int, count: int, below: int, table: Table) -> tuple[NDArray[np.uint16], int]:
+    symbols, used = streams.decode(data[at:], count, table)
     if count and int(symbols.max()) >= below:
         raise Damaged("a stream holds a symbol outside its alphabet")
     return symbols, at + used
@@ -110,9 +108,9 @@ def _read_dense(data: memoryview, elements: int, dtype: np.dtype[np.unsignedinte
     if not elements:
         _end(data, at)
         return np.zeros(0, dtype=dtype)
-    lengths, at = _table(data, at, tables)
+    table, at = _table(data, at, tables)
     codebook, at = _codebook(data, at, values, dtype)
-    symbols, at = _symbols(data, at, elements, values + 1, lengths)
+    symbols, at = _symbols(data, at, elements, values + 1, table)
     _end(data, at)
     tensor = np.empty(elements, dtype=dtype)
     for start in range(0, elements, CHUNK):

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecompress.coding import bitstream, relative_index
-from edgecompress.coding.table_bytes import write_varint
-from edgecompress.coding.tables import Stream, about
+from edgecompress.coding import relative_index, streams
+from edgecompress.coding.table_bytes import HUFFMAN, Table, write_varint
+from edgecompress.coding.tables import Stream, about, cost, table_for
 
 RAW, GAPS, DENSE, PLANES, SUPPORT = range(5)
 FORMS = ("raw", "gaps", "dense", "planes", "support")
@@ -163,11 +163,11 @@ def _few(bits: Bits, kept: int, codebook: Bits) -> Coded:
     fixed = _fixed_width(codebook.size, bits.size, sizes, times)
     bound = entropy_bits(counts) + entropy_bits(times)
     if bits.size and about(with_zeros, "dense") < total:
-        streams = ((Stream(with_zeros, "dense"), _numbered(bits, values)),)
+        parts = ((Stream(with_zeros, "dense"), _numbered(bits, values)),)
         before = bytes([DENSE]) + write_varint(codebook.size)
         bound = min(bound, entropy_bits(with_zeros))
         return Coded(
-            DENSE, bits.size, kept, before, streams, codebook.tobytes(), codebook.size, 0, bits.size, fixed, bound
+            DENSE, bits.size, kept, before, parts, codebook.tobytes(), codebook.size, 0, bits.size, fixed, bound
         )
     index = relative_index.split(gaps, index_bits)
     symbols = values
@@ -193,8 +193,11 @@ def _gap_counts(gaps: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[n
     return sizes.astype(np.int64), times
 
 
-def _index_bits(values: NDArray[np.int64], sizes: NDArray[np.int64], times: NDArray[np.int64]) -> tuple[int, int]:
-    """The cheapest width of the index: (bits of both streams with their tables, width). The fillers are counted out exactly."""
+def _index_bits(values: NDArray[np.int64], sizes: NDArray[np.int64], times: NDArray[np.int64]) -> tuple[float, int]:
+    """The width of the index for which the Huffman codes of both streams are the shortest: (bits, with tables; width).
+
+    The bits of each width are exact, the fillers counted out. Tables are left out of the comparison: streams share them.
+    """
     choices = []
     for width in range(1, relative_index.MAX_BITS + 1):
         fillers = int((sizes >> width) @ times)
@@ -202,10 +205,15 @@ def _index_bits(values: NDArray[np.int64], sizes: NDArray[np.int64], times: NDAr
         stored[-1:] += fillers
         with_fillers = values.copy()
         with_fillers[0] = fillers
-        choices.append((about(stored, "gaps") + about(with_fillers, "values"), width))
+        choices.append((_coded_bits(stored) + _coded_bits(with_fillers), width, stored, with_fillers))
         if not fillers:
             break
-    return min(choices)
+    _, width, stored, with_fillers = min(choices, key=lambda choice: choice[:2])
+    return about(stored, "gaps") + about(with_fillers, "values"), width
+
+
+def _coded_bits(counts: NDArray[np.int64]) -> float:
+    return cost(counts, table_for(counts, HUFFMAN)) if counts.any() else 0
 
 
 def _fixed_width(
@@ -236,26 +244,24 @@ def _planes(bits: Bits, kept: int) -> Coded:
     """Bytes of like weight together: the byte with the exponents has few values, those of the fraction stay raw."""
     size = bits.dtype.itemsize
     bytes_of = bits.view(np.uint8).reshape(-1, size)
-    streams = tuple(
+    parts = tuple(
         (Stream(histogram(bytes_of[:, i], 256), f"plane {i} of {size}", raw_bits=8 * bits.size), bytes_of[:, i])
         for i in range(size)
     )
-    return Coded(PLANES, bits.size, kept, bytes([PLANES]), streams if bits.size else ())
+    return Coded(PLANES, bits.size, kept, bytes([PLANES]), parts if bits.size else ())
 
 
-def _bits_alone(coded: Coded, size: int) -> int:
+def _bits_alone(coded: Coded, size: int) -> float:
     if coded.form == RAW:
         return 8 * size * coded.elements
-    total = 8 * (len(coded.codebook) + len(coded.before) + len(coded.streams))
+    total: float = 8 * (len(coded.codebook) + len(coded.before) + len(coded.streams))
     for stream, _ in coded.streams:
         own = about(stream.counts, stream.family)
         total += own if stream.raw_bits is None else min(own, stream.raw_bits)
     return total
 
 
-def write(
-    coded: Coded, bits: Bits, tables: Sequence[NDArray[np.uint8]], picks: Sequence[int | None]
-) -> tuple[bytes, ...]:
+def write(coded: Coded, bits: Bits, tables: Sequence[Table], picks: Sequence[int | None]) -> tuple[bytes, ...]:
     """The parts of the section: its head, then each of its streams. picks: the table of each stream, None for raw."""
     if coded.form == RAW or (coded.form == PLANES and all(pick is None for pick in picks)):
         return bytes([RAW]), bits.tobytes()
@@ -264,7 +270,5 @@ def write(
         head += write_varint(0 if pick is None else pick + 1) if coded.form == PLANES else write_varint(pick or 0)
     parts = [head + coded.codebook]
     for (_, symbols), pick in zip(coded.streams, picks, strict=True):
-        parts.append(
-            np.ascontiguousarray(symbols).tobytes() if pick is None else bitstream.encode(symbols, tables[pick])
-        )
+        parts.append(np.ascontiguousarray(symbols).tobytes() if pick is None else streams.encode(symbols, tables[pick]))
     return tuple(parts)

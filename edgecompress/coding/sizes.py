@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edgecompress.coding.safetensors_file import TensorInfo
 from edgecompress.coding.sections import FORMS, GAPS, PLANES, SUPPORT, Coded
-from edgecompress.coding.tables import cost
 
 
 @dataclass(frozen=True)
@@ -20,7 +16,7 @@ class TensorSize:
     form: of its section ("raw", "gaps", "dense", "planes", "support"). elements, kept: all and the non-zero ones. values:
     distinct non-zeros. fixed_weight_bits, fixed_index_bits, fixed_entries: of the smallest fixed-width form, the paper's "P+Q"
     (entries count fillers; 0 index bits: dense); None without a codebook. entries, index_bits: of the form in the file.
-    value_bits, gap_bits: of its Huffman streams. codebook_bytes. section_bytes: with its head, lanes, padding and CRC32.
+    value_bits, gap_bits: of its coded streams. codebook_bytes. section_bytes: with its head, lanes, padding and CRC32.
     dense_bytes: without compression. bound_bits: entropy of values and gaps by their own counts, None without a codebook.
     """
 
@@ -92,19 +88,8 @@ class PackReport:
         return sum(t.quantised_bytes for t in self.weights)
 
 
-def tensor_size(
-    file: str,
-    info: TensorInfo,
-    coded: Coded,
-    parts: Sequence[bytes],
-    picks: Sequence[int | None],
-    tables: Sequence[NDArray[np.uint8]],
-) -> TensorSize:
-    """The row of a tensor whose section is `parts`, its streams coded by the tables `picks`."""
-    bits = [
-        0 if pick is None else cost(stream.counts, tables[pick])
-        for (stream, _), pick in zip(coded.streams, picks, strict=True)
-    ]
+def tensor_size(file: str, info: TensorInfo, coded: Coded, parts: Sequence[bytes], bits: Sequence[int]) -> TensorSize:
+    """The row of a tensor whose section is `parts`. bits: of each of its streams, without lanes and padding."""
     few = coded.bound_bits is not None
     weight_bits, index_bits, entries = coded.fixed or (None, None, None)
     # All planes stored raw: the section is written as a raw one.

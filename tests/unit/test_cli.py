@@ -18,7 +18,7 @@ def test_help_imports_nothing_heavy() -> None:
     code += "print([m for m in ('torch', 'numpy', 'pydantic', 'yaml', 'rich', 'paramiko') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    for verb in ("run", "report", "compress", "evaluate", "export", "profile", "device", "methods"):
+    for verb in ("run", "report", "compress", "evaluate", "export", "profile", "device", "pack", "unpack", "methods"):
         assert f"\n    {verb} " in done.stdout
 
 

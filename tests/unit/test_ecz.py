@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from ecz_case import mutations, with_good_checksums, write_model
 
 from edgecompress.cli import main
-from edgecompress.coding import ecz, pack, safetensors_file, sections, unpack
+from edgecompress.coding import ecz, pack, safetensors_file, section_reading, sections, tables, unpack
 from edgecompress.coding.sizes import PackReport
+from edgecompress.coding.table_bytes import CODERS
 from edgecompress.errors import UserError
 
 
@@ -81,25 +83,36 @@ def test_the_same_directory_makes_the_same_bytes(model: Path, packed: tuple[Path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.ecz", "elsewhere"], "no partial file is left"
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_tensors_of_any_density_and_any_number_of_values(seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_tensors_of_any_density_and_any_number_of_values(seed: int) -> None:
+    pytest.importorskip("constriction")
     rng = np.random.default_rng(seed)
-    tables: list[np.ndarray] = []
     for density, values, size in itertools.product((0.0, 0.003, 0.05, 0.4, 1.0), (1, 2, 33, 256, 300), (1, 90, 20_000)):
         tensor = np.where(rng.random(size) < density, rng.choice(rng.normal(size=values), size), 0).astype(np.float32)
         bits = tensor.view(np.uint32)
         coded = sections.plan(bits, "f")
-        tables, picks = sections_tables(coded)
-        data = b"".join(sections.write(coded, bits, tables, picks))
-        found = ecz.section_reading.read(memoryview(data), size, 4, tables)
-        assert np.array_equal(found, bits)
-        assert len(data) <= 1 + tensor.nbytes
+        for coder in CODERS:
+            pool, picks = tables.choose([stream for stream, _ in coded.streams], tables.coders(coder))
+            data = b"".join(sections.write(coded, bits, pool, picks))
+            found = section_reading.read(memoryview(data), size, 4, pool)
+            assert np.array_equal(found, bits)
+            assert len(data) <= 1 + tensor.nbytes
 
 
-def sections_tables(coded: sections.Coded) -> tuple[list[np.ndarray], list[int | None]]:
-    from edgecompress.coding import tables
-
-    return tables.choose([stream for stream, _ in coded.streams])
+def test_the_range_coder_makes_a_smaller_file_that_comes_back(
+    model: Path, packed: tuple[Path, PackReport], tmp_path: Path
+) -> None:
+    pytest.importorskip("constriction")
+    report = pack(model, tmp_path / "r.ecz", coder="range")
+    assert report.file_bytes < packed[1].file_bytes
+    unpack(tmp_path / "r.ecz", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(model)
+    with pytest.raises(UserError, match="'arithmetic' is no coder"):
+        pack(model, tmp_path / "a.ecz", coder="arithmetic")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "constriction", None)
+        with pytest.raises(UserError, match=r"r\.ecz: a range-coded stream needs the package constriction"):
+            unpack(tmp_path / "r.ecz", tmp_path / "again")
 
 
 def test_one_tensor_is_read_without_the_others(packed: tuple[Path, PackReport]) -> None:
@@ -117,14 +130,16 @@ def test_one_tensor_is_read_without_the_others(packed: tuple[Path, PackReport]) 
 
 
 @pytest.mark.slow
-def test_a_small_fuzz(tmp_path: Path) -> None:
+@pytest.mark.parametrize("coder", CODERS)
+def test_a_small_fuzz(coder: str, tmp_path: Path) -> None:
     """`benchmarks/fuzz_ecz.py` does this 100,000 times under a limit of memory and time."""
     small = write_model(tmp_path / "small", size=600)
-    pack(small, tmp_path / "small.ecz")
+    pytest.importorskip("constriction")
+    pack(small, tmp_path / "small.ecz", coder=coder)
     good, wanted = (tmp_path / "small.ecz").read_bytes(), contents(small)
     rng = np.random.default_rng(int(os.environ.get("EDGECOMPRESS_FUZZ_SEED", "1")))
     refused = 0
-    for number, (kind, data) in enumerate(itertools.islice(mutations(good, rng), 2000)):
+    for number, (kind, data) in enumerate(itertools.islice(mutations(good, rng), 1000)):
         path = tmp_path / "bent.ecz"
         path.write_bytes(data)
         out = tmp_path / f"out{number}"
@@ -135,7 +150,7 @@ def test_a_small_fuzz(tmp_path: Path) -> None:
             assert str(path) in str(error) and not out.exists(), kind
         else:
             assert contents(out) == wanted, kind
-    assert refused > 1800
+    assert refused > 900
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
 
 
@@ -188,7 +203,7 @@ def test_the_verbs_pack_show_and_unpack(model: Path, tmp_path: Path, capsys: pyt
     shown = capsys.readouterr().out
     size = (tmp_path / "m.ecz").stat().st_size
     assert "the file, every byte of it" in shown and f"{size:,} bytes" in shown
-    assert "as the paper counts, with Huffman" in shown and "code tables" in shown
+    assert "as the paper counts, before coding" in shown and "code tables" in shown
     sparse = next(line for line in shown.splitlines() if line.startswith("sparse"))
     assert sparse.split()[1:3] == ["6,000", f"{100 * np.count_nonzero(read(model, 'sparse')) / 6000:.1f}"]
     assert main(["unpack", str(tmp_path / "m.ecz"), str(tmp_path / "out")]) == 0

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgecompress.coding import bitstream, huffman
+from edgecompress.coding import bitstream, huffman, streams
 from edgecompress.coding.sections import entropy_bits
-from edgecompress.coding.table_bytes import read_table, write_table
+from edgecompress.coding.table_bytes import CODERS, HUFFMAN, RANGE, Table, read_table, write_table
+from edgecompress.coding.tables import table_for
 from edgecompress.errors import UserError
 
 COUNTS = st.lists(st.one_of(st.integers(0, 5), st.integers(0, 10**9)), max_size=300)
@@ -113,21 +115,20 @@ def test_codes_are_canonical_and_no_code_starts_another(counts: list[int]) -> No
 
 
 # 8192: two lanes; 260,000: the last that is walked, lane by lane; 270,000: all lanes side by side, with a part of a row.
-@pytest.mark.parametrize("count", [1, 2, 4095, 8191, 8192, 8193, 100_001, 260_000, 270_003])
+@pytest.mark.parametrize("count", [2, 3, 4095, 8191, 8192, 8193, 100_001, 260_000, 270_003])
 @pytest.mark.parametrize("symbols", [2, 24, 700])
 def test_a_stream_comes_back(count: int, symbols: int) -> None:
     rng = np.random.default_rng(count)
     stream = np.minimum(rng.geometric(0.1 if symbols < 100 else 0.01, count) - 1, symbols - 1)
-    stream[-1] = symbols - 1 - stream[0]
+    stream[:2] = 0, 1  # two symbols at least
     counts = np.bincount(stream, minlength=symbols)
     limit = 12 if symbols < 100 else 15
     lengths = np.array(huffman.limited_code_lengths(counts, limit))
     coded = bitstream.encode(stream, lengths)
     found, used = bitstream.decode(memoryview(coded + b"more"), count, lengths)
     assert used == len(coded) and np.array_equal(found, stream)
-    bits = int(counts @ lengths) if np.count_nonzero(lengths) > 1 else 0
     lanes = bitstream.lane_count(count)
-    assert len(coded) == -(-bits // 8) + (1 + 2 * lanes if lanes > 1 and bits else 0)
+    assert len(coded) == -(-int(counts @ lengths) // 8) + (1 + 2 * lanes if lanes > 1 else 0)
 
 
 def test_a_stream_that_is_cut_or_bent_is_found_out() -> None:
@@ -148,31 +149,58 @@ def test_a_stream_that_is_cut_or_bent_is_found_out() -> None:
                 bitstream.decode(memoryview(bytes(bent)), count, lengths)
 
 
-@given(st.lists(st.integers(0, 60), min_size=1, max_size=600).filter(any))
-def test_a_code_table_comes_back(counts: list[int]) -> None:
-    lengths = np.array(huffman.limited_code_lengths(counts, 15), dtype=np.uint8)
-    written = write_table(lengths)
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=600).filter(any), st.sampled_from(CODERS))
+def test_a_code_table_comes_back(counts: list[int], coder: str) -> None:
+    table = table_for(np.array(counts), CODERS.index(coder))
+    written = write_table(table)
     found, end = read_table(memoryview(b"\0" + written + b"\xff"), 1)
-    assert end == 1 + len(written)
-    assert np.array_equal(found, lengths[: found.size]) and not lengths[found.size :].any()
+    assert end == 1 + len(written) and found.coder == table.coder
+    size = found.costs.size
+    assert np.array_equal(found.costs, table.costs[:size]) and not table.costs[size:].any()
 
 
 def test_a_long_run_of_one_length_takes_few_bytes() -> None:
-    flat = np.full(4096, 12, dtype=np.uint8)
-    assert len(write_table(flat)) < 12
-    found, _ = read_table(memoryview(write_table(flat)), 0)
-    assert np.array_equal(found, flat)
     gap = np.zeros(3000, dtype=np.uint8)
     gap[[0, 2999]] = 1
-    assert len(write_table(gap)) < 12
-    found, _ = read_table(memoryview(write_table(gap)), 0)
-    assert np.array_equal(found, gap)
+    for costs in (np.full(4096, 12, dtype=np.uint8), gap):
+        written = write_table(Table(HUFFMAN, costs))
+        assert len(written) < 12
+        assert np.array_equal(read_table(memoryview(written), 0)[0].costs, costs)
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_are_a_code_table_or_refused(data: bytes) -> None:
     try:
-        lengths, _ = read_table(memoryview(data), 0)
+        table, _ = read_table(memoryview(data), 0)
     except bitstream.Damaged:
         return
-    assert np.count_nonzero(lengths) == 1 or huffman.is_complete(lengths)
+    assert table.coder == RANGE or table.single or huffman.is_complete(table.costs)
+    assert table.costs.any() and int(table.costs.max()) <= 31
+
+
+@pytest.mark.parametrize("count", [1, 2, 500, 100_000])
+def test_the_range_coder_is_nearer_to_the_entropy(count: int) -> None:
+    pytest.importorskip("constriction")
+    rng = np.random.default_rng(count)
+    stream = np.minimum(rng.geometric(0.6, count) - 1, 200)
+    counts = np.bincount(stream)
+    sizes = []
+    for coder in (HUFFMAN, RANGE):
+        table = table_for(counts, coder)
+        coded = streams.encode(stream, table)
+        found, used = streams.decode(memoryview(coded + b"more"), count, table)
+        assert used == len(coded) and np.array_equal(found, stream)
+        sizes.append(len(coded))
+    if count == 100_000:
+        bound = entropy_bits(counts) / 8
+        assert sizes[1] < 1.005 * bound < 1.03 * bound < sizes[0]
+        with pytest.raises(bitstream.Damaged):
+            streams.decode(memoryview(coded[:-9]), count, table)
+        with pytest.raises(bitstream.Damaged):
+            streams.decode(memoryview(coded), count - 50, table)
+
+
+def test_without_constriction_a_range_stream_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    with pytest.raises(UserError, match="needs the package constriction"):
+        streams.encode(np.array([0, 1, 1]), Table(RANGE, np.array([3, 1], dtype=np.uint8)))
