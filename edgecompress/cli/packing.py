@@ -18,7 +18,8 @@ def pack(arguments: argparse.Namespace) -> int:
 
     report = pack_model(arguments.model_dir, arguments.out, coder=arguments.coder)
     if arguments.json:
-        print(json.dumps(dataclasses.asdict(report), indent=1))
+        sums = {name: getattr(report, name) for name in ("dense_bytes", "quantised_bytes", "paper_bytes")}
+        print(json.dumps({**dataclasses.asdict(report), **sums}, indent=1))
     else:
         _show(report)
         print(arguments.out)

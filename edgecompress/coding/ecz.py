@@ -33,7 +33,7 @@ HEAD = struct.Struct("<4sHHIIII")
 """Magic, version, flags (0), bytes of the directory in the file, bytes of it unpacked, bytes of the tables, CRC32."""
 LIMIT_BYTES = 4 << 30
 """Most bytes that the tensors of a file may unpack to, unless the caller allows more."""
-MAX_DIRECTORY = 16 << 20
+MAX_DIRECTORY = 4 << 20
 MAX_DIMENSIONS = 32
 # The settings are part of the format, so that the reader takes none from the file.
 _FILTERS = [{"id": lzma.FILTER_LZMA1, "dict_size": 1 << 20, "lc": 0, "lp": 0, "pb": 0, "mode": lzma.MODE_NORMAL,

@@ -219,7 +219,7 @@ def read(model: Path, name: str) -> np.ndarray:
 
 
 @pytest.mark.heavy
-def test_load_reads_a_packed_model(tmp_path: Path) -> None:
+def test_load_and_evaluate_read_a_packed_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import torch
 
     import edgecompress as ec
@@ -228,15 +228,21 @@ def test_load_reads_a_packed_model(tmp_path: Path) -> None:
     from edgecompress.models.checkpoint import save_model
     from edgecompress.study import ModelSpec
 
-    net = build(ModelSpec(name="lenet5"), num_classes=10, in_shape=(1, 28, 28), seed=3)
-    weight = dict(net.named_parameters())["conv2.weight"]
-    masks.put(net, {"conv2.weight": masks.keep_highest(weight.abs(), weight.numel() // 10)})
+    net = build(ModelSpec(name="resnet20", width=0.25), num_classes=10, in_shape=(1, 8, 8), seed=3)
+    name = "layer2.0.conv2.weight"
+    weight = dict(net.named_parameters())[name]
+    masks.put(net, {name: masks.keep_highest(weight.abs(), weight.numel() // 10)})
     save_model(tmp_path / "model", net)
     pack(tmp_path / "model", tmp_path / "model.ecz")
     loaded = ec.load(tmp_path / "model.ecz")
-    images = torch.randn(2, 1, 28, 28)
+    images = torch.randn(2, 1, 8, 8)
     assert torch.equal(loaded(images), net.eval()(images))
-    assert torch.equal(masks.get(loaded)["conv2.weight"], masks.get(net)["conv2.weight"])
+    assert torch.equal(masks.get(loaded)[name], masks.get(net)[name])
+    scores = []
+    for what in ("model", "model.ecz"):
+        assert main(["evaluate", str(tmp_path / what), "--data", "digits", "--json"]) == 0
+        scores.append(capsys.readouterr().out)
+    assert scores[0] == scores[1]
     (tmp_path / "model.ecz").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"model\.ecz: is damaged, or no \.ecz file"):
         ec.load(tmp_path / "model.ecz")
