@@ -106,6 +106,17 @@ def test_the_table_pairs_the_methods_by_seed() -> None:
     assert second["verdict"] == "no measurable difference"
 
 
+@pytest.mark.parametrize("method", ["magnitude", "lookahead"])
+def test_the_levels_keep_what_the_paper_keeps(method) -> None:
+    from mnist_lookahead import LEVELS, pruned
+
+    torch.manual_seed(0)
+    model = lap_mlp(10, (1, 28, 28))
+    total = sum(p.numel() for n, p in model.named_parameters() if n.endswith("weight"))
+    kept = [sum(int(m.sum()) for m in pruned(model, level, method).values()) / total for level in LEVELS]
+    assert [round(100 * k, 2) for k in kept] == [6.36, 3.21, 1.63, 0.84, 0.43, 0.23, 0.12]
+
+
 def test_an_unknown_study_is_refused_with_the_known_ones() -> None:
     run = subprocess.run(
         [sys.executable, str(STUDIES / "run.py"), "mnist_lokahead"], capture_output=True, text=True, check=False
