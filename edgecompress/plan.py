@@ -31,13 +31,14 @@ MODEL_CODE = (
     "codebooks.py",
     "kmeans.py",
     "patterns.py",
+    "quantization.py",
     "recipe.py",
     "evaluate.py",
     "cost.py",
     "records.py",
     "compress/contract.py",
 )
-EXPORT_CODE = ("export", "masks.py", "codebooks.py", "data", "records.py")
+EXPORT_CODE = ("export", "masks.py", "codebooks.py", "quantization.py", "data", "records.py")
 MEASURE_CODE = ("measurement.py", "rounds.py", "records.py", "operators.py")
 
 

@@ -45,13 +45,20 @@ def count(path: Path) -> Census:
     raise UserError("is neither an .onnx nor a .tflite file", where=str(path), fix="Give a file of one of these types.")
 
 
-def refuse_float_layers(census: Census, name: str) -> None:
-    """StepFailed when a file that calls itself int8 holds a convolution or linear layer in float, or a float input of TFLite."""
-    if census.float_layers:
-        listed = ", ".join(census.float_layers[:8])
-        more = f" and {len(census.float_layers) - 8} more" if len(census.float_layers) > 8 else ""
+def refuse_float_layers(census: Census, name: str, wanted: tuple[str, ...] = ()) -> None:
+    """StepFailed when a file that calls itself int8 holds a convolution or linear layer in float, or a float input of TFLite.
+
+    wanted: layers that are to stay in float: they must, and the input and output of the file may then be float too.
+    """
+    stray = [layer for layer in census.float_layers if layer not in wanted]
+    if stray:
+        listed = ", ".join(stray[:8])
+        more = f" and {len(stray) - 8} more" if len(stray) > 8 else ""
         raise StepFailed(f"the {name} file would compute in float in: {listed}{more}; it is not an int8 file")
-    if name.startswith("tflite") and (census.input_dtype, census.output_dtype) != ("int8", "int8"):
+    lost = [layer for layer in wanted if layer not in census.float_layers]
+    if lost:
+        raise StepFailed(f"the {name} file computes in int8, and not in float as it should: {', '.join(lost)}")
+    if not wanted and name.startswith("tflite") and (census.input_dtype, census.output_dtype) != ("int8", "int8"):
         raise StepFailed(
             f"the {name} file has {census.input_dtype} input and {census.output_dtype} output instead of int8"
         )

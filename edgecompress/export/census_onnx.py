@@ -17,7 +17,7 @@ from edgecompress.export.census import Census, denormals_of, unique, zeros_of
 if TYPE_CHECKING:
     import onnx
 
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _INTEGER_LAYERS = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "ConvInteger": 1, "MatMulInteger": 1}
 """Operator → which input holds the weights."""
 
@@ -46,10 +46,10 @@ def count_onnx(path: Path) -> Census:
     seen: set[str] = set()
     weights = zeros = denormals = 0
     for node in nodes:
-        index = 1 if node.op_type in _LAYERS else _INTEGER_LAYERS.get(node.op_type)
+        index = 1 if node.op_type in LAYERS else _INTEGER_LAYERS.get(node.op_type)
         if index is None:
             continue
-        if node.op_type in _LAYERS and not constants.dequantised(node):
+        if node.op_type in LAYERS and not constants.dequantised(node):
             float_layers.append(layer_name(node))
         stored = constants.stored(node.input[index])
         if stored is not None and stored not in seen:
@@ -99,7 +99,7 @@ def as_run(path: Path, *, int8_activations: bool) -> AsRun:
         options.add_session_config_entry("session.qdqisint8allowed", "1" if int8_activations else "0")
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         nodes = list(graph_nodes(onnx.load(str(optimised)).graph))
-    layers = [layer_name(node) for node in nodes if node.op_type in (*_LAYERS, *_FUSED_LAYERS)]
+    layers = [layer_name(node) for node in nodes if node.op_type in (*LAYERS, *_FUSED_LAYERS)]
     return AsRun(dict(sorted(Counter(node.op_type for node in nodes).items())), unique(layers))
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgecompress import codebooks, masks, plugins
+from edgecompress import codebooks, masks, plugins, quantization
 from edgecompress.activations import ActivationType
 from edgecompress.errors import StepFailed, UserError, near_misses
 from edgecompress.export import census, parity, zeros
@@ -173,7 +173,7 @@ def export_artifact(
             task.describe("counting operators")
             counted = census.count(partial)
             if exporter.INT8:
-                census.refuse_float_layers(counted, format)
+                census.refuse_float_layers(counted, format, quantization.get(plain).float_layers)
             model_weights, model_zeros = zeros.of_layers(plain)
             warnings = zeros.compare(counted, model_weights, model_zeros, format)
             task.advance()
@@ -181,7 +181,7 @@ def export_artifact(
             compared = parity.compare(reference, parity.file_logits(partial, images), int8=exporter.INT8)
             warnings += parity.judge(compared, format)
             if exporter.FILE_TYPE == "onnx" and exporter.INT8:
-                warnings += _left_in_float(partial, activation_type)
+                warnings += _left_in_float(partial, activation_type, quantization.get(plain).float_layers)
             task.advance()
             task.describe("packing")
             packed = packed_bytes(partial)
@@ -211,11 +211,12 @@ def export_artifact(
     )
 
 
-def _left_in_float(path: Path, activation_type: ActivationType) -> tuple[str, ...]:
+def _left_in_float(path: Path, activation_type: ActivationType, wanted: tuple[str, ...]) -> tuple[str, ...]:
     """A warning when the engine itself puts layers of an int8 file back to float, on the kind of device it is made for."""
     from edgecompress.export.census_onnx import as_run
 
-    layers = as_run(path, int8_activations=not activation_type.startswith("uint8")).float_layers
+    as_executed = as_run(path, int8_activations=not activation_type.startswith("uint8"))
+    layers = [layer for layer in as_executed.float_layers if layer not in wanted]
     if not layers:
         return ()
     device = "x86" if activation_type.startswith("uint8") else "ARM"

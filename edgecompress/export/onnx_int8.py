@@ -1,22 +1,24 @@
 """ONNX in int8: ONNX Runtime's static quantisation of the float32 file, in QDQ form.
 
-Weights int8, symmetric, one scale per output channel; activations one scale per tensor from the true minimum and maximum
-over the calibration images. The activations' type is the device's choice and decides the speed: `uint8` on x86 (with int8
-activations ONNX Runtime leaves half of the convolutions there in float), `uint8-reduced` (weights of 7 bits) on x86 without
-VNNI, `int8` on ARM, `symmetric-int8` (zero point 0) on GPUs and TensorRT: see `edgecompress/activations.py`. Input and output
-stay float32, as in `onnx-fp32`.
+Weights int8, symmetric, one scale per output channel (or per tensor); activations one scale per tensor, from the true minimum
+and maximum over the calibration images unless the step `quantize` chose another rule (histograms.py). The activations' type
+is the device's choice and decides the speed: `uint8` on x86 (with int8 activations ONNX Runtime leaves half of the
+convolutions there in float), `uint8-reduced` (weights of 7 bits) on x86 without VNNI, `int8` on ARM, `symmetric-int8` (zero
+point 0) on GPUs and TensorRT: see `edgecompress/activations.py`. Input and output stay float32, as in `onnx-fp32`.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgecompress.export import onnx_fp32
+from edgecompress import quantization
+from edgecompress.errors import StepFailed
+from edgecompress.export import census_onnx, histograms, onnx_fp32
 from edgecompress.export.contract import ExportContext, check_calibration
 from edgecompress.export.quiet import quiet
 
@@ -40,10 +42,12 @@ def export(model: nn.Module, destination: Path, context: ExportContext) -> None:
         source, prepared = Path(scratch) / "float.onnx", Path(scratch) / "prepared.onnx"
         onnx_fp32.export(model, source, context)
         with quiet():
-            _quantise(source, prepared, destination, context)
+            _quantise(source, prepared, destination, context, quantization.get(model))
 
 
-def _quantise(source: Path, prepared: Path, destination: Path, context: ExportContext) -> None:
+def _quantise(
+    source: Path, prepared: Path, destination: Path, context: ExportContext, settings: quantization.Quantization
+) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -54,7 +58,8 @@ def _quantise(source: Path, prepared: Path, destination: Path, context: ExportCo
         str(destination),
         _Reader(context.calibration),
         quant_format=QuantFormat.QDQ,
-        per_channel=True,
+        per_channel=settings.weights == "channel",
+        nodes_to_exclude=_nodes(prepared, settings.float_layers),
         weight_type=QuantType.QInt8,
         activation_type=QuantType.QUInt8 if context.activation_type.startswith("uint8") else QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
@@ -62,8 +67,64 @@ def _quantise(source: Path, prepared: Path, destination: Path, context: ExportCo
         extra_options={
             "WeightSymmetric": True,
             "ActivationSymmetric": context.activation_type == "symmetric-int8",
+            "TensorQuantOverrides": _ranges(prepared, context, settings),
         },
     )
+
+
+def _nodes(prepared: Path, layers: tuple[str, ...]) -> list[str]:
+    """The nodes of the layers that stay in float. StepFailed when the file has none for one of them."""
+    import onnx
+
+    if not layers:
+        return []
+    found: dict[str, list[str]] = {layer: [] for layer in layers}
+    for node in census_onnx.graph_nodes(onnx.load(str(prepared), load_external_data=False).graph):
+        if node.op_type in census_onnx.LAYERS and census_onnx.layer_name(node) in found:
+            found[census_onnx.layer_name(node)].append(node.name)
+    lost = [layer for layer, nodes in found.items() if not nodes]
+    if lost:
+        raise StepFailed(
+            f"the layers {', '.join(lost)} are to stay in float, and have no node of their own in the file"
+        )
+    return [name for nodes in found.values() for name in nodes]
+
+
+def _ranges(
+    prepared: Path, context: ExportContext, settings: quantization.Quantization
+) -> dict[str, list[dict[str, Any]]]:
+    """Tensor name → its range, for `quantize_static`; empty where that finds the same range (minimum and maximum) itself."""
+    if settings.calibration == "minmax":
+        return {}
+    found = histograms.collect(lambda: _activations(prepared, context.calibration))
+    symmetric = context.activation_type == "symmetric-int8"
+    ranges = {}
+    for name, histogram in found.items():
+        low, high = histograms.covered(histogram, settings, symmetric=symmetric)
+        if high > low:
+            ranges[name] = [{"rmin": np.float32(low), "rmax": np.float32(high)}]
+    return ranges
+
+
+def _activations(prepared: Path, images: np.ndarray) -> Iterable[dict[str, np.ndarray]]:
+    """Every float tensor that a node of the file makes, and the input, batch by batch."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(str(prepared))
+    known = {value.name: value for value in [*model.graph.value_info, *model.graph.output]}
+    present = {value.name for value in model.graph.output}
+    for node in model.graph.node:
+        for name in node.output:
+            value = known.get(name)
+            if value is not None and value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and name not in present:
+                model.graph.output.append(value)
+                present.add(name)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    wanted = [item.name for item in session.get_outputs()]
+    reader = _Reader(images)
+    while (batch := reader.get_next()) is not None:
+        yield {**batch, **dict(zip(wanted, session.run(wanted, batch), strict=True))}
 
 
 class _Reader:

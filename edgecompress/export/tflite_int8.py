@@ -1,19 +1,23 @@
 """TFLite in int8: ai-edge-quantizer's static quantisation of the float32 file.
 
-Weights int8, symmetric, one scale per output channel; activations int8 from the true minimum and maximum over the
-calibration images; int8 input and output, (1, H, W, C) and (1, classes), with their scales in the file. Needs the extra
-`tflite`.
+Weights int8, symmetric, one scale per output channel (or per tensor); activations int8 from the true minimum and
+maximum over the calibration images, unless the step `quantize` chose another rule (histograms.py); int8 input and output,
+(1, H, W, C) and (1, classes), with their scales in the file. Needs the extra `tflite`.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgecompress.export import tflite_fp32
+from edgecompress import quantization
+from edgecompress.errors import StepFailed
+from edgecompress.export import census_tflite, histograms, tflite_fp32
 from edgecompress.export.contract import ExportContext, check_calibration, check_installed
 from edgecompress.export.quiet import quiet
 
@@ -39,15 +43,97 @@ def export(model: nn.Module, destination: Path, context: ExportContext) -> None:
         source = Path(scratch) / "float.tflite"
         tflite_fp32.export(model, source, context)
         with quiet():
-            quantise(source, destination, context.calibration)
+            quantise(source, destination, context.calibration, quantization.get(model))
 
 
-def quantise(source: Path, destination: Path, calibration: np.ndarray) -> None:
+def quantise(
+    source: Path,
+    destination: Path,
+    calibration: np.ndarray,
+    settings: quantization.Quantization = quantization.DEFAULT,
+) -> None:
     """Quantise the float .tflite `source` (one input, NHWC) with float32 NCHW calibration images."""
-    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer import qtyping, quantizer, recipe_manager
+    from ai_edge_quantizer.algorithm_manager import AlgorithmName
+    from ai_edge_quantizer.qtyping import TFLOperationName as Operation
 
-    work = quantizer.Quantizer(str(source), recipe.static_wi8_ai8())
-    work.quantize(ranges(source, calibration, work)).export_model(str(destination), overwrite=True)
+    recipe = recipe_manager.RecipeManager()
+    tensorwise = {"weight_granularity": qtyping.QuantGranularity.TENSORWISE} if settings.weights == "tensor" else {}
+    recipe.add_static_config(
+        regex=".*",
+        operation_name=Operation.ALL_SUPPORTED,
+        activation_num_bits=8,
+        weight_num_bits=8,
+        algorithm_key=AlgorithmName.MIN_MAX_UNIFORM_QUANT,
+        **tensorwise,
+    )
+    for scope in _scopes(source, settings.float_layers):
+        for operation in (Operation.CONV_2D, Operation.DEPTHWISE_CONV_2D, Operation.FULLY_CONNECTED,
+                          Operation.CONV_2D_TRANSPOSE, Operation.BATCH_MATMUL):  # fmt: skip
+            recipe.add_quantization_config(scope, operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    work = quantizer.Quantizer(str(source), recipe.get_quantization_recipe())
+    found = ranges(source, calibration, work)
+    if settings.calibration != "minmax":
+        found = _narrowed(source, calibration, settings, found)
+    work.quantize(found).export_model(str(destination), overwrite=True)
+
+
+def _scopes(source: Path, layers: tuple[str, ...]) -> list[str]:
+    """For each layer that stays in float, a pattern that the quantizer finds its operators by (the names of their outputs).
+
+    StepFailed when the file has no operator for one of them.
+    """
+    if not layers:
+        return []
+    model, schema, _ = census_tflite.read_model(source)
+    builtin = census_tflite.builtin_names(schema)
+    found: dict[str, list[str]] = {layer: [] for layer in layers}
+    for graph in model.subgraphs:
+        for operator in graph.operators:
+            if (
+                census_tflite.operator_name(model.operatorCodes[operator.opcodeIndex], builtin)
+                not in census_tflite.LAYERS
+            ):
+                continue
+            output = graph.tensors[operator.outputs[0]].name
+            name = census_tflite.layer_name(graph.tensors[operator.inputs[1]].name, output)
+            if name in found:
+                found[name].append(f"^{re.escape(output.decode())}")
+    lost = [layer for layer, scopes in found.items() if not scopes]
+    if lost:
+        raise StepFailed(
+            f"the layers {', '.join(lost)} are to stay in float, and have no operator of their own in the file"
+        )
+    return [scope for scopes in found.values() for scope in scopes]
+
+
+def _narrowed(
+    source: Path, calibration: np.ndarray, settings: quantization.Quantization, found: dict[str, dict[str, np.ndarray]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """The ranges of `found` with those of the activations by the settings' rule."""
+    kept = histograms.collect(lambda: _activations(source, calibration, set(found)))
+    narrowed = dict(found)
+    for name, histogram in kept.items():
+        low, high = histograms.covered(histogram, settings)
+        shape = np.asarray(found[name]["min"]).shape
+        narrowed[name] = {"min": np.full(shape, low, np.float32), "max": np.full(shape, high, np.float32)}
+    return narrowed
+
+
+def _activations(source: Path, calibration: np.ndarray, wanted: set[str]) -> Iterable[dict[str, np.ndarray]]:
+    """The tensors named in `wanted` that change from image to image, one image at a time."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(source), num_threads=2, experimental_preserve_all_tensors=True)
+    interpreter.allocate_tensors()
+    made = {int(index) for operation in interpreter._get_ops_details() for index in operation["outputs"]}
+    entry = int(interpreter.get_input_details()[0]["index"])
+    tensors = {t["name"]: t["index"] for t in interpreter.get_tensor_details() if t["index"] in made | {entry}}
+    tensors = {name: index for name, index in tensors.items() if name in wanted}
+    for image in np.ascontiguousarray(calibration.transpose(0, 2, 3, 1)):
+        interpreter.set_tensor(entry, image[None])
+        interpreter.invoke()
+        yield {name: interpreter.get_tensor(index) for name, index in tensors.items()}
 
 
 def ranges(source: Path, calibration: np.ndarray, work: Any) -> dict[str, dict[str, np.ndarray]]:

@@ -7,6 +7,7 @@ values, which the values themselves tell), `weights.safetensors`, and `masks.saf
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edgecompress import codebooks, masks
+from edgecompress import codebooks, masks, quantization
 from edgecompress.errors import UserError
 from edgecompress.models import kept as kept_channels
 from edgecompress.models import origin
@@ -149,6 +150,9 @@ def save_model(directory: Path, model: nn.Module, *, num_classes: int = 0, in_sh
     shared = sorted(codebooks.get(model))
     if shared:
         description["shared_values"] = shared
+    settings = quantization.get(model)
+    if settings != quantization.DEFAULT:
+        description["quantization"] = dataclasses.asdict(settings)
     _replace(directory / "model.json", json.dumps(description, indent=1).encode())
     if not kept:
         (directory / "masks.safetensors").unlink(missing_ok=True)
@@ -195,6 +199,8 @@ def load_model(directory: Path, model: nn.Module | None = None) -> nn.Module:
         masks.put(model, load_file(directory / "masks.safetensors"))
     codebooks.strip(model)
     codebooks.put_by_value(model, description.get("shared_values", []))
+    if "quantization" in description:
+        quantization.put(model, _settings(description["quantization"], directory))
     return model.eval()
 
 
@@ -211,6 +217,17 @@ def _cut(model: nn.Module, recorded: Any, directory: Path) -> None:
         kept_channels.cut(model, sides_of)
     except UserError as error:
         raise UserError(error.what, where=where, fix=fix) from None
+
+
+def _settings(value: Any, directory: Path) -> quantization.Quantization:
+    try:
+        return TypeAdapter(quantization.Quantization).validate_python(value)
+    except ValidationError as error:
+        raise UserError(
+            f"holds settings of quantisation that this version does not know: {error.errors(include_url=False)[0]['msg']}",
+            where=str(directory / "model.json"),
+            fix="Make the model directory again.",
+        ) from None
 
 
 def _describe(directory: Path) -> dict[str, Any]:

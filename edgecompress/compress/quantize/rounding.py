@@ -1,0 +1,32 @@
+"""Rounding to integers and back in floating point: what a quantised layer computes, without the engine."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from edgecompress.quantization import Granularity
+
+
+def rounded_weight(layer: nn.Module, bits: int, granularity: Granularity) -> Tensor:
+    """The layer's weight after symmetric rounding to `bits` bits, in floating point; same shape.
+
+    Per channel it is what the export makes of it even where a batch norm is folded in: a factor for a whole output channel
+    moves its scale and leaves the integers.
+    """
+    weight = layer.weight.detach()
+    axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+    others = [k for k in range(weight.dim()) if k != axis] if granularity == "channel" else list(range(weight.dim()))
+    limit = 2 ** (bits - 1) - 1
+    scale = weight.abs().amax(others, keepdim=True) / limit
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return torch.round(weight / scale).clamp(-limit, limit) * scale
+
+
+def rounded(values: Tensor, low: float, high: float) -> Tensor:
+    """Values after rounding to 256 levels from low ≤ 0 to high ≥ 0 (0 among them), clipped to them, in floating point."""
+    if high <= low:
+        return values
+    scale = (high - low) / 255
+    zero = round(-low / scale)
+    return (torch.round(values / scale).clamp(-zero, 255 - zero)) * scale

@@ -1,0 +1,59 @@
+"""Which layers suffer most from 8 bits: each is quantised alone, and the change of the network's outputs is measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgecompress.compress.contract import Context
+from edgecompress.compress.quantize.rounding import rounded, rounded_weight
+
+if TYPE_CHECKING:
+    from edgecompress.compress.quantize import Params
+
+_IMAGES = 256
+
+
+def effects(model: nn.Module, context: Context, layers: list[str], params: Params) -> dict[str, float]:
+    """Layer → mean Kullback-Leibler divergence (nats) of the outputs on validation images when this layer alone is 8-bit.
+
+    Its weights and its input are rounded, the input by its minimum and maximum on these images. The model is left as it was.
+    """
+    import numpy as np
+
+    from edgecompress import data
+
+    dataset = context.need_data("quantize with float_worst")
+    indices = np.arange(min(_IMAGES, len(dataset.val)))
+    images = torch.from_numpy(data.normalise(dataset.val.images(indices), dataset.mean, dataset.std))
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), context.progress.task("sensitivity of layers", total=len(layers)) as task:
+            reference = functional.log_softmax(model(images), 1)
+            found = {}
+            for name in layers:
+                found[name] = _effect(model, model.get_submodule(name), images, reference, params)
+                task.advance()
+    finally:
+        model.train(training)
+    return found
+
+
+def _effect(model: nn.Module, layer: nn.Module, images: Tensor, reference: Tensor, params: Params) -> float:
+    def round_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        first = inputs[0]
+        return (rounded(first, min(0.0, float(first.min())), max(0.0, float(first.max()))), *inputs[1:])
+
+    saved = layer.weight.data
+    handle = layer.register_forward_pre_hook(round_input)
+    try:
+        layer.weight.data = rounded_weight(layer, params.weight_bits, params.weights)
+        outputs = functional.log_softmax(model(images), 1)
+    finally:
+        layer.weight.data = saved
+        handle.remove()
+    return float(functional.kl_div(outputs, reference, reduction="batchmean", log_target=True))

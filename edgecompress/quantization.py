@@ -1,0 +1,49 @@
+"""How a model is to be quantised when it is exported to int8: settings that stay with it, as its masks do.
+
+The step `quantize` puts them, the int8 exporters read them, and a model directory keeps them in its `model.json`. The float
+formats ignore them. A deep copy of the model keeps them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Calibration = Literal["minmax", "percentile", "mse", "entropy"]
+Granularity = Literal["channel", "tensor"]
+
+_ATTRIBUTE = "edgecompress_quantization"
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Settings of the int8 exporters. Defaults: what an export without the step `quantize` does.
+
+    calibration: how the range of each activation tensor follows from the calibration images: minmax, percentile, mse or
+    entropy (see export/histograms.py). percentile: for percentile, in percent. weights: one scale per output channel or one
+    per tensor. float_layers: names of layers (modules) that stay in float.
+    """
+
+    calibration: Calibration = "minmax"
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    weights: Granularity = "channel"
+    float_layers: tuple[str, ...] = ()
+
+
+DEFAULT = Quantization()
+
+
+def get(model: nn.Module) -> Quantization:
+    """The settings of a model; the default where no step gave any."""
+    found: Any = model.__dict__.get(_ATTRIBUTE)
+    return found if isinstance(found, Quantization) else DEFAULT
+
+
+def put(model: nn.Module, settings: Quantization) -> None:
+    """Give the model these settings in the place of those that it had."""
+    model.__dict__[_ATTRIBUTE] = settings
