@@ -27,7 +27,6 @@ MODEL_CODE = (
     "losses.py",
     "distillation.py",
     "masks.py",
-    "graph.py",
     "codebooks.py",
     "kmeans.py",
     "patterns.py",
@@ -36,6 +35,8 @@ MODEL_CODE = (
     "evaluate.py",
     "cost.py",
     "records.py",
+    "graph.py",
+    "tracing.py",
     "compress/contract.py",
 )
 EXPORT_CODE = ("export", "masks.py", "codebooks.py", "quantization.py", "data", "records.py")

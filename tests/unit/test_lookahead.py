@@ -145,7 +145,7 @@ def test_bad_requests_are_refused_in_one_message() -> None:
     model = nn.Sequential(nn.Linear(4, 2))
     with pytest.raises(UserError, match=r"not in \[0, 1\)"):
         lookahead.masks(model, torch.zeros(1, 4), {"0.weight": 1.0})
-    with pytest.raises(UserError, match="no weight that the model computes with"):
+    with pytest.raises(UserError, match="matches no convolution"):
         lookahead.masks(model, torch.zeros(1, 4), {"2.weight": 0.5})
     with torch.no_grad():
         model[0].weight[0, 0] = float("nan")

@@ -1,148 +1,173 @@
-"""The lookahead score, on a traced graph.
+"""The lookahead score, on the graph of channels.
 
 For weight w of layer i from input channel j to output channel k, with the layers on both sides (Park et al. 2020):
 
-    S(w) = w² · P_i[j] · N_i[k],    P_i[j] = Σ W_{i−1}[j, …]²,    N_i[k] = Σ W_{i+1}[…, k, …]²
+    S(w) = w² · P[j] · N[k],    P[j] = Σ W_{i−1}[j, …]²,    N[k] = Σ W_{i+1}[…, k, …]²
 
-Sums run over all kernel positions and the other channel axis. For three linear layers in a row it is the squared Frobenius
-norm of what the product of the three matrices loses with w. What the paper leaves open, and what is chosen here:
+Sums run over all kernel positions and the other channel axis; P of the first layer and N of the last are 1. For three linear
+layers in a row S is the squared Frobenius norm of what the product of their matrices loses with w. What the paper leaves open:
 
-- Several makers of a channel (a residual addition, all blocks before it on the stream): their P add up, as for the stacked
-  matrix of all that flows in. Several readers: their N add up. The network's own input and output count 1 for a channel.
-- Batch norm: the factor γ/√(variance + eps) on the way from a maker to its reader multiplies both its P and its N, squared.
-- A flatten with r positions: the reader's r columns of a channel belong to that channel.
-- Grouped and depth-wise convolutions: sums run over the channels of the group.
-- A shared layer: the scores of its uses add up.
+- Several makers of a channel (a residual addition: every block before it on the stream): their P add up; several readers:
+  their N add up. The network's input and output count 1 each as makers and readers. With that S is still the exact loss for
+  linear layers, of the block of a layer and all its neighbours, each input and output of the block a coordinate of its own.
+- Batch norm between two layers: its factor γ / sqrt(running variance + 1e-10), squared, is part of P and of N. Norms by the
+  activations' own statistics (layer, group): γ. A constant factor: itself.
+- Flatten with several positions: the columns of a channel are summed for N; each of its features has its P.
+- Grouped and depth-wise convolutions: sums within the group, as the weight has it.
+- A weight that is used several times: the scores of its uses add up.
+- Elementwise functions count with slope 1; one of several activations (a gate, a maximum) counts as their sum. Pooling counts 1.
+- At an operation whose channels are not followed (attention) the network ends, on both sides.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from edgecompress.graph import INPUT, Call, Graph, Link
+from edgecompress.graph import Graph, Scaling, Use
+
+_CHUNK = 1 << 18
+"""Elements that are squared at a time: what a core's cache holds."""
 
 
-@dataclass
-class Factors:
-    """P and N of the calls of a graph, from the weights as they are now.
+class Scorer:
+    """Scores of the weights of a traced network under masks that may grow while one looks on.
 
-    weights: parameter name → tensor. activity: for the activation-weighted variant, call index → (out,) factor of each
-    output channel's row; None: plain. batch_norm: whether the links' gains count.
+    weights: the parameters to score, by name; parameters: all of the network. activity: per use the factor (out,) of each
+    output channel's row, for the activation-weighted variant, or None. `dropped`: parameter name → bool, True where a weight
+    counts as zero; set by `drop`, so that the model itself is never touched. names: what can be scored, in the order of
+    execution.
     """
 
-    graph: Graph
-    weights: dict[str, Tensor]
-    activity: dict[int, Tensor] | None = None
-    batch_norm: bool = True
-    dtype: torch.dtype = torch.float32
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
+        *,
+        activity: Sequence[Tensor | None] | None = None,
+        batch_norm: bool = True,
+        bn_eps: float | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.graph = graph
+        self.parameters = parameters
+        self.activity = activity
+        self.batch_norm = batch_norm
+        self.bn_eps = bn_eps
+        self.dtype = dtype
+        used = dict.fromkeys(use.weight for use in graph.uses if isinstance(use.weight, str))
+        self.names = [name for name in used if name in weights]
+        self.dropped: dict[str, Tensor] = {}
+        self._sums: dict[int, tuple[Tensor, Tensor]] = {}
+        self._factors: tuple[Tensor, Tensor] | None = None
+
+    def drop(self, name: str, mask: Tensor) -> None:
+        """From now on the weights of a parameter where `mask` is False count as zero."""
+        self.dropped[name] = ~mask
+        for number, use in enumerate(self.graph.uses):
+            if use.weight == name:
+                self._sums.pop(number, None)
+        self._factors = None
 
     def score(self, name: str) -> Tensor:
-        """S of a parameter: same shape, dtype of the factors."""
-        calls = [(index, call) for index, call in enumerate(self.graph.calls) if call.parameter == name]
-        if len(calls) == 1:
-            return self._score(*calls[0])
-        return torch.stack([self._score(index, call) for index, call in calls]).sum(0)
-
-    def _score(self, index: int, call: Call) -> Tensor:
-        weight = self.weights[call.parameter]
-        previous, following = self._previous(call), self._following(index, call)
-        if self.activity is not None and index in self.activity:
-            following = following * self.activity[index].to(self.dtype) ** 2
-        groups, outer, inner = _axes(weight, call)
-        kernel = [1] * (weight.dim() - 2)
-        # (groups, out/groups, in/groups, …) or, transposed, (groups, in/groups, out/groups, …): one of the two is each factor
-        score = weight.to(self.dtype, copy=True)
+        """S of a parameter: its shape and device, the requested dtype."""
+        weight = self._weight(name)
+        dtype = self.dtype or (torch.float32 if weight.element_size() == 2 else weight.dtype)
+        score = weight.to(dtype, copy=True)
         score.mul_(score)
-        grouped = score.view(groups, outer, inner, *kernel_shape(weight))
-        rows, columns = (previous, following) if call.transposed else (following, previous)
-        grouped.mul_(rows.view(groups, outer, 1, *kernel)).mul_(columns.view(groups, 1, inner, *kernel))
+        uses = [(number, use) for number, use in enumerate(self.graph.uses) if use.weight == name]
+        if len(uses) == 1:
+            for factor in self._sides(*uses[0], weight):
+                score.mul_(factor.to(dtype))
+        else:
+            sides = [self._sides(number, use, weight) for number, use in uses]
+            score.mul_(sum(first * second for first, second in sides).to(dtype))
+        if name in self.dropped:
+            score.masked_fill_(self.dropped[name], 0.0)
         return score
 
-    def _previous(self, call: Call) -> Tensor:
-        """P of every input channel of a call: (in,)."""
-        inputs = _inputs(self.weights[call.parameter], call)
-        total = torch.zeros(inputs, dtype=self.dtype)
-        if not call.inputs:
-            return torch.ones(inputs, dtype=self.dtype)
-        for link in call.inputs:
-            made = self._made(link, inputs)
-            total += made
-        return total.to(self.weights[call.parameter].device)
+    def _weight(self, which: str | Tensor) -> Tensor:
+        return (self.parameters[which] if isinstance(which, str) else which).detach()
 
-    def _made(self, link: Link, count: int) -> Tensor:
-        present = link.channels >= 0
-        if link.maker == INPUT:
-            sums = torch.ones(int(link.channels.max()) + 1 if present.any() else 1, dtype=self.dtype)
+    def _sides(self, number: int, use: Use, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """N and P of one use, float64, in shapes that broadcast against the weight."""
+        downstream, upstream = self._around()
+        previous = downstream[use.inputs]
+        following = upstream[use.start : use.start + use.outputs]
+        if self.activity is not None and self.activity[number] is not None:
+            following = following * self.activity[number].square()
+        groups, kernel = use.groups, [1] * (weight.dim() - 2)
+        first, second = (previous, following) if use.transposed else (following, previous)
+        first = first.reshape(-1, 1, *kernel)
+        # The second axis of a weight holds one group's channels: which, depends on the row.
+        second = second.reshape(groups, 1, -1)
+        if groups > 1:
+            second = second.expand(groups, weight.shape[0] // groups, -1)
+        second = second.reshape(-1, weight.shape[1], *kernel)
+        return first.to(weight.device), second.to(weight.device)
+
+    def _around(self) -> tuple[Tensor, Tensor]:
+        if self._factors is None:
+            sums = [self._sums_of(number, use) for number, use in enumerate(self.graph.uses)]
+            self._factors = (
+                self.graph.downstream([made for made, _ in sums], self._scaling),
+                self.graph.upstream([read for _, read in sums], self._scaling),
+            )
+        return self._factors
+
+    def _scaling(self, scaling: Scaling) -> Tensor:
+        """The squared factor of a scaling: (n,)."""
+        if scaling.normalises and not self.batch_norm:
+            return torch.ones_like(scaling.gain)
+        squared = scaling.gain.square()
+        if scaling.variance is None:
+            return squared
+        return squared / (scaling.variance + (scaling.eps if self.bn_eps is None else self.bn_eps))
+
+    def _sums_of(self, number: int, use: Use) -> tuple[Tensor, Tensor]:
+        """Σ w² of every output channel (out,) and of every input channel (in,) of a use, on the CPU."""
+        if number not in self._sums:
+            weight = self._weight(use.weight)
+            scale = self.activity[number] if self.activity is not None else None
+            self._sums[number] = squared_sums(
+                weight, use.groups, use.transposed, self.dropped.get(str(use.weight)) if isinstance(use.weight, str) else None,
+                scale, wide=self.dtype == torch.float64,
+            )  # fmt: skip
+        return self._sums[number]
+
+
+def squared_sums(
+    weight: Tensor, groups: int, transposed: bool, dropped: Tensor | None, row: Tensor | None, *, wide: bool
+) -> tuple[Tensor, Tensor]:
+    """(Σ w² of every output channel, of every input channel), float64 on the CPU; each output channel's weights times `row`.
+
+    One pass over the weight, in pieces: nothing of its size is allocated. wide: square in float64 whatever the weight's type.
+    """
+    per_group = weight.shape[0] // groups
+    first = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
+    second = torch.zeros(groups, weight.shape[1], dtype=torch.float64, device=weight.device)
+    narrow = torch.float64 if wide or weight.dtype == torch.float64 else torch.float32
+    rows_at_once = max(1, _CHUNK // max(1, weight[0].numel()))
+    squared_row = None if row is None else row.double().square().to(weight.device)
+    for start in range(0, weight.shape[0], rows_at_once):
+        part = weight[start : start + rows_at_once].to(narrow)
+        squares = part * part
+        if dropped is not None:
+            squares.masked_fill_(dropped[start : start + rows_at_once], 0.0)
+        squares = squares.reshape(len(squares), weight.shape[1], -1).sum(2) if weight.dim() > 2 else squares
+        if squared_row is not None and not transposed:
+            squares = squares * squared_row[start : start + rows_at_once, None]
+        if squared_row is not None and transposed:
+            group = torch.arange(start, start + len(squares), device=weight.device) // per_group
+            squares = squares * squared_row.reshape(groups, -1)[group]
+        first[start : start + rows_at_once] = squares.sum(1)
+        if groups == 1:
+            second[0] += squares.sum(0)
         else:
-            sums = self._rows(link.maker)
-        made = torch.where(present, sums[link.channels.clamp(min=0)], torch.zeros((), dtype=self.dtype))
-        return made * link.gain.to(self.dtype) ** 2 if self.batch_norm else made
-
-    def _rows(self, index: int) -> Tensor:
-        """Σ W[k, …]² of every output channel of a call, on the CPU: (out,)."""
-        call = self.graph.calls[index]
-        weight = self.weights[call.parameter]
-        if call.transposed:
-            groups, outer, inner = _axes(weight, call)
-            grouped = weight.reshape(groups, outer, inner, -1)
-            sums = _norms(grouped, (1, 3), self.dtype).reshape(-1)
-        else:
-            sums = _norms(weight.reshape(weight.shape[0], -1), (1,), self.dtype)
-        if self.activity is not None and index in self.activity:
-            sums = sums * self.activity[index].to(self.dtype) ** 2
-        return sums.cpu()
-
-    def _following(self, index: int, call: Call) -> Tensor:
-        """N of every output channel of a call: (out,)."""
-        total = torch.zeros(call.outputs, dtype=self.dtype)
-        read = False
-        for reader_index, reader in enumerate(self.graph.calls):
-            for link in reader.inputs:
-                if link.maker == index:
-                    self._add(total, link, self._columns(reader_index))
-                    read = True
-        for link in self.graph.results:
-            if link.maker == index:
-                self._add(total, link, torch.ones(len(link.channels), dtype=self.dtype))
-                read = True
-        if not read:
-            total += 1
-        return total.to(self.weights[call.parameter].device)
-
-    def _add(self, total: Tensor, link: Link, sums: Tensor) -> None:
-        values = sums * link.gain.to(self.dtype) ** 2 if self.batch_norm else sums
-        present = link.channels >= 0
-        total.index_add_(0, link.channels[present], values[present])
-
-    def _columns(self, index: int) -> Tensor:
-        """Σ W[…, j, …]² of every input channel of a call, on the CPU: (in,)."""
-        call = self.graph.calls[index]
-        weight = self.weights[call.parameter]
-        groups, outer, inner = _axes(weight, call)
-        grouped = weight.reshape(groups, outer, inner, -1)
-        if self.activity is not None and index in self.activity:
-            scale = self.activity[index].to(weight)
-            shape = (groups, 1, inner, 1) if call.transposed else (groups, outer, 1, 1)
-            grouped = grouped * scale.reshape(shape)
-        return _norms(grouped, (2, 3) if call.transposed else (1, 3), self.dtype).reshape(-1).cpu()
-
-
-def _norms(weight: Tensor, dims: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Sums of squares over dims: by vector_norm, which makes no copy of a 400 MB weight."""
-    return torch.linalg.vector_norm(weight, dim=dims, dtype=dtype) ** 2
-
-
-def _axes(weight: Tensor, call: Call) -> tuple[int, int, int]:
-    """(groups, first axis per group, second axis)."""
-    return call.groups, weight.shape[0] // call.groups, weight.shape[1]
-
-
-def kernel_shape(weight: Tensor) -> tuple[int, ...]:
-    return tuple(weight.shape[2:])
-
-
-def _inputs(weight: Tensor, call: Call) -> int:
-    return int(weight.shape[0]) if call.transposed else int(weight.shape[1]) * call.groups
+            group = torch.arange(start, start + len(squares), device=weight.device) // per_group
+            second.index_add_(0, group, squares.double())
+    outs, ins = (second.reshape(-1), first) if transposed else (first, second.reshape(-1))
+    return outs.cpu(), ins.cpu()
