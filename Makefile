@@ -1,4 +1,4 @@
-# make install · demo · test · check · bench · study. Needs Python 3.11 or newer, make, and a package index that pip reaches.
+# make install · demo · test · check · bench · study · board. Needs Python 3.11 or newer, make, and a package index that pip reaches.
 
 # The default index serves a build of torch with CUDA (several GB). For the CPU build give PyTorch's index of CPU wheels, whose
 # address stands on PyTorch's own "Get started" page:  make install TORCH_INDEX=<address of the CPU index>
@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check bench study clean
+.PHONY: install demo test check bench study board clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -45,6 +45,14 @@ bench: $(STAMP)
 # make study STUDY="mnist_lookahead --seeds 3"
 study: $(STAMP)
 	$(BIN)/python studies/run.py $(STUDY)
+
+# An emulated arm64 board with an INA219, under qemu: built once (needs root, Debian 12 and its archive; it says which packages are
+# missing), then resumed. BOARD_OUT: a folder for the raw figures, such as docs/results/boards. EDGECOMPRESS_BOARD_CACHE: where the
+# image lies (6 GB).
+BOARD_OUT ?=
+board: $(STAMP)
+	$(BIN)/python -m tests.board.emulated.guest
+	EDGECOMPRESS_BOARD=1 EDGECOMPRESS_BOARD_OUT=$(BOARD_OUT) $(BIN)/python -m pytest tests/board/test_emulated_board.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -59,7 +59,7 @@ class Agent:
         """
         if self._hello is None:
             try:
-                self.again(lambda t: self._put(t, force=False))
+                self.bring()
                 found = self.ask(wire.Hello, "hello", timeout_s=_HELLO_S)
                 whole = found.agent_sha256 == self._sha256
             except DeviceError:
@@ -71,6 +71,10 @@ class Agent:
                     raise DeviceError(f"{self.profile.name}: the agent there is not the one that was sent")
             self._hello = found
         return self._hello
+
+    def bring(self) -> None:
+        """Bring the agent's file to the device, unless it is there."""
+        self.again(lambda t: self._put(t, force=False))
 
     def _interpreter(self, home: str) -> str:
         python = self.profile.python
