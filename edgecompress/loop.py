@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from edgecompress.records import TrainRecord
 from edgecompress.study import TrainSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from lightning_fabric import Fabric
     from torch import Tensor, nn
@@ -45,8 +47,6 @@ def run(fabric: Fabric, model: nn.Module, data: Dataset, loss: Loss, job: Job, p
     """Train `model` in place on the fabric's device, from the job's checkpoint where there is one. StepFailed: it diverged."""
     import torch
 
-    from edgecompress.data import batches
-
     spec, world = job.spec, fabric.world_size
     model.train()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -70,6 +70,7 @@ def run(fabric: Fabric, model: nn.Module, data: Dataset, loss: Loss, job: Job, p
         _load_scaler(fabric, saved["scaler"])
         start, seconds_before, images_seen = saved["epoch"], saved["seconds"], saved["images"]
         history = [dict(h) for h in saved["history"]]
+    by_row = getattr(loss, "by_row", None) or (lambda model, images, labels, rows: loss(model, images, labels))
     look_every = 1 if fabric.device.type == "cpu" else _GPU_CHECK_EVERY
 
     began = time.monotonic()
@@ -79,13 +80,12 @@ def run(fabric: Fabric, model: nn.Module, data: Dataset, loss: Loss, job: Job, p
             # Everything random in an epoch follows from (seed, epoch, process), so no generator's state needs keeping.
             torch.manual_seed(_mix(job.seed, epoch, fabric.global_rank))
             loss_sum, images_in_epoch = torch.zeros((), device=fabric.device), 0
-            stream = batches(
-                data, data.train, batch_size=spec.batch_size, shuffle=True, augment=True, seed=job.seed, epoch=epoch
-            )
-            for step, (images, labels) in enumerate(stream):
+            stream = _numbered_batches(data, spec.batch_size, job.seed, epoch)
+            for step, (rows, images, labels) in enumerate(stream):
                 if step >= steps_per_epoch:
                     break
-                images, labels = _own_share(images, labels, fabric.global_rank, world)  # noqa: PLW2901
+                own = _own_share(len(images), fabric.global_rank, world)
+                images, labels = images[own], labels[own]  # noqa: PLW2901
                 images = images.to(fabric.device, memory_format=torch.channels_last)  # noqa: PLW2901
                 labels = labels.to(fabric.device)  # noqa: PLW2901
                 lr = spec.lr * lr_factor(spec, epoch * steps_per_epoch + step, steps_per_epoch)
@@ -93,7 +93,7 @@ def run(fabric: Fabric, model: nn.Module, data: Dataset, loss: Loss, job: Job, p
                     group["lr"] = lr
                 optimizer.zero_grad()
                 with fabric.autocast():
-                    value = loss(wrapped, images, labels)
+                    value = by_row(wrapped, images, labels, rows[own])
                 loss_sum += value.detach() * len(images)
                 images_in_epoch += len(images)
                 if step % look_every == 0 or step == steps_per_epoch - 1:
@@ -155,10 +155,21 @@ def _descend(fabric: Fabric, model: Any, optimizer: Any, value: Tensor, held: _H
         weights.spread()
 
 
-def _own_share(images: Tensor, labels: Tensor, rank: int, world: int) -> tuple[Tensor, Tensor]:
+def _numbered_batches(
+    data: Dataset, batch_size: int, seed: int, epoch: int
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+    """An epoch's batches, each with the places of its images in the training part."""
+    from edgecompress.data import batch_rows, batches
+
+    rows = batch_rows(len(data.train), batch_size=batch_size, shuffle=True, seed=seed, epoch=epoch)
+    stream = batches(data, data.train, batch_size=batch_size, shuffle=True, augment=True, seed=seed, epoch=epoch)
+    for places, (images, labels) in zip(rows, stream, strict=True):
+        yield places, images, labels
+
+
+def _own_share(count: int, rank: int, world: int) -> slice:
     """This process's part of a batch: equal parts, so that the mean of the gradients is the gradient of the mean."""
-    whole = len(images) - len(images) % world
-    return images[rank:whole:world], labels[rank:whole:world]
+    return slice(rank, count - count % world, world)
 
 
 def _steps(images: int, batch_size: int, world: int) -> int:

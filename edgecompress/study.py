@@ -89,9 +89,14 @@ class ModelSpec(Spec):
 
     name: str = Field(description="zoo name, torchvision:NAME, or package.module:callable")
     args: dict[str, Any] = Field(
-        default_factory=dict, description="keyword arguments of the callable or torchvision model"
+        default_factory=dict, description="keyword arguments of the callable or torchvision model, or of the zoo's mlp"
     )
     width: float | None = Field(default=None, gt=0, description="multiplies the channels of a zoo model")
+    depth: float | None = Field(
+        default=None,
+        gt=0,
+        description="multiplies the layers in each stage of a zoo resnet, vgg or mlp, rounded, 1 at least",
+    )
     weights: ExistingPath | None = Field(
         default=None, description="checkpoint: .safetensors, or .pt/.pth/.th read with weights_only"
     )
@@ -109,10 +114,23 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelSpec:
-        if self.width is not None and ":" in self.name:
-            raise ValueError("width is for models of the zoo; give args instead")
-        if self.args and ":" not in self.name:
-            raise ValueError(f"args are for torchvision:NAME and package.module:callable; {self.name} takes width only")
+        from edgecompress.models import ZOO_ARGS, has_depth
+
+        own = ":" not in self.name
+        for key in ("width", "depth"):
+            if getattr(self, key) is not None and not own:
+                raise ValueError(f"{key} is for models of the zoo; give args instead")
+        if self.depth is not None and not has_depth(self.name):
+            raise ValueError(f"{self.name} has no stages that depth could multiply; it takes width")
+        for key in self.args if own else ():
+            known = ZOO_ARGS.get(self.name)
+            if known is None:
+                takes = "width and depth" if has_depth(self.name) else "width"
+                raise ValueError(
+                    f"args are for torchvision:NAME and package.module:callable; {self.name} takes {takes} only"
+                )
+            if key not in known:
+                raise ValueError(f"{self.name} takes no {key!r} in args. {near_misses(key, known)}")
         return self
 
 
@@ -132,8 +150,8 @@ class DataSpec(Spec):
         default=0.1, gt=0, lt=1, description="of the training part, held back for methods and searches"
     )
     calibration_images: int = Field(default=256, ge=1, description="training images that calibrate int8 exports")
-    augment: Literal["auto", "none", "flip", "crop", "crop-flip"] = Field(
-        default="auto", description="auto: the usual for this dataset"
+    augment: Literal["auto", "none", "flip", "crop", "crop-flip", "shift"] = Field(
+        default="auto", description="auto: the usual for this dataset; shift: moved by up to 2 pixels"
     )
     mean: tuple[float, ...] | None = Field(
         default=None, description="per channel, of images in 0..1; default: the usual for this dataset"

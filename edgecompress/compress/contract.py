@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from edgecompress import plugins
-from edgecompress.distillation import DistillSpec, FineTuneSpec
+from edgecompress.distillation import FineTuneSpec, distillation_loss
 from edgecompress.errors import UserError, near_misses
 from edgecompress.progress import SILENT, Progress
 from edgecompress.records import TrainRecord
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from edgecompress.data import Dataset
 
 Loss = Callable[["nn.Module", "Tensor", "Tensor"], "Tensor"]
-"""(model, images float32 (N, C, H, W) normalised, labels int64 (N,)) → scalar loss."""
+"""(model, images float32 (N, C, H, W) normalised, labels int64 (N,)) → scalar loss.
+
+One that has something for each training image has a method `by_row(model, images, labels, rows)` too, which is called
+instead; rows int64 (N,): the images' places in the training part.
+"""
 
 
 FINETUNE_LR = 0.01
@@ -125,7 +129,7 @@ class Context:
                     f"method {method} trains with a loss of its own, so distill cannot be the loss of its training",
                     fix="Leave distill out there, or add a step {method: distill} after it.",
                 )
-            loss = self._distillation(distill, spec.label_smoothing)
+            loss = distillation_loss(distill, spec, self)
         home = device_of(self.teacher)
         try:
             record = fit(
@@ -141,13 +145,6 @@ class Context:
         finally:
             self.teacher.to(home)
         self.trainings.append(record)
-
-    def _distillation(self, spec: DistillSpec, label_smoothing: float) -> Loss:
-        from edgecompress.distillation import distillation_loss
-
-        loss = distillation_loss(spec, self.teacher, self.need_data("distill"), label_smoothing)
-        self.note("distilled", spec.model_dump(mode="json"))
-        return loss
 
     def build(self, spec: ModelSpec) -> nn.Module:
         """A new network for the same data (a student), its weights loaded where the spec names a file."""

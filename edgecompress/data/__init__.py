@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgecompress import plugins
-from edgecompress.data.batching import batches, normalise
+from edgecompress.data.batching import batch_rows, batches, normalise
 from edgecompress.data.parts import Part
 from edgecompress.data.splitting import stratified
 from edgecompress.errors import UserError
@@ -24,14 +24,14 @@ from edgecompress.errors import UserError
 if TYPE_CHECKING:
     from edgecompress.study import DataSpec
 
-__all__ = ["Dataset", "Part", "batches", "calibration_images", "fingerprint", "load", "normalise"]
+__all__ = ["Dataset", "Part", "batch_rows", "batches", "calibration_images", "fingerprint", "load", "normalise"]
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A dataset, split and ready. Methods and searches see train and val, never test.
 
-    in_shape: (channels, height, width). mean, std: per channel, of images in 0..1. augment: none, flip, crop or crop-flip.
+    in_shape: (channels, height, width). mean, std: per channel, of images in 0..1. augment: none, flip, crop, crop-flip or shift.
     calibration_indices: into train. val_indices_sha256: of the val images' positions (int64, little endian) in the
     training images as they lie on disk; None where the data bring a val part of their own.
     """

@@ -2,7 +2,7 @@
 
 Nothing heavy is imported here, so that a study is validated without torch. A zoo model is a function
 `(num_classes, in_shape, width) -> nn.Module`, in_shape = (channels, height, width) with any channel count; `width`
-multiplies the channels.
+multiplies the channels, and `depth`, where a model has it, the layers of each stage.
 """
 
 from __future__ import annotations
@@ -29,8 +29,17 @@ ZOO: dict[str, str] = {
     "lenet5": "edgecompress.models.lenet:lenet5",
     "lap_mlp": "edgecompress.models.lap:lap_mlp",
     "lap_conv6": "edgecompress.models.lap:lap_conv6",
+    "mlp": "edgecompress.models.mlp:mlp",
 }
 """Name → "module:function"."""
+
+ZOO_ARGS: dict[str, tuple[str, ...]] = {"mlp": ("hidden", "dropout", "input_dropout")}
+"""Zoo models that take `args`, and which."""
+
+
+def has_depth(name: str) -> bool:
+    """Whether a zoo model has stages of layers that `depth` can multiply."""
+    return name.startswith(("resnet", "vgg")) or name in ("lap_mlp", "mlp")
 
 
 @dataclass(frozen=True)

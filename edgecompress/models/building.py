@@ -39,7 +39,8 @@ def construct(spec: ModelSpec, *, num_classes: int, in_shape: InShape, seed: int
         else:
             module, _, function = ZOO[spec.name].partition(":")
             build = getattr(importlib.import_module(module), function)
-            model = build(num_classes, in_shape, 1.0 if spec.width is None else spec.width)
+            depth = {} if spec.depth is None else {"depth": spec.depth}
+            model = build(num_classes, in_shape, 1.0 if spec.width is None else spec.width, **depth, **spec.args)
     check_output(model, num_classes=num_classes, in_shape=in_shape, where=where)
     model.__dict__["edgecompress_origin"] = Origin(spec, num_classes, in_shape)
     return model.train()

@@ -19,10 +19,10 @@ InShape = tuple[int, int, int]
 class LapMLP(nn.Module):
     """Linear layers inputs-500-500-500-500-classes with ReLU between (784-500×4-10 for MNIST). Keys `fc.0`, `fc.2`, …"""
 
-    def __init__(self, num_classes: int, in_shape: InShape, width: float) -> None:
+    def __init__(self, num_classes: int, in_shape: InShape, width: float, depth: float) -> None:
         super().__init__()
         inputs = in_shape[0] * in_shape[1] * in_shape[2]
-        sizes = [inputs, *[scaled(500, width)] * 4, num_classes]
+        sizes = [inputs, *[scaled(500, width)] * scaled(4, depth), num_classes]
         layers: list[nn.Module] = []
         for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), nn.ReLU()]
@@ -65,8 +65,8 @@ class LapConv6(nn.Module):
         return logits
 
 
-def lap_mlp(num_classes: int, in_shape: InShape, width: float = 1.0) -> nn.Module:
-    return LapMLP(num_classes, in_shape, width)
+def lap_mlp(num_classes: int, in_shape: InShape, width: float = 1.0, depth: float = 1.0) -> nn.Module:
+    return LapMLP(num_classes, in_shape, width, depth)
 
 
 def lap_conv6(num_classes: int, in_shape: InShape, width: float = 1.0) -> nn.Module:

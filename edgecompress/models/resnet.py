@@ -105,21 +105,21 @@ def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequ
     return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
 
 
-def resnet20(num_classes: int, in_shape: InShape, width: float = 1.0) -> nn.Module:
-    return CifarResNet(3, num_classes, in_shape[0], width)
+def resnet20(num_classes: int, in_shape: InShape, width: float = 1.0, depth: float = 1.0) -> nn.Module:
+    return CifarResNet(scaled(3, depth), num_classes, in_shape[0], width)
 
 
-def resnet32(num_classes: int, in_shape: InShape, width: float = 1.0) -> nn.Module:
-    return CifarResNet(5, num_classes, in_shape[0], width)
+def resnet32(num_classes: int, in_shape: InShape, width: float = 1.0, depth: float = 1.0) -> nn.Module:
+    return CifarResNet(scaled(5, depth), num_classes, in_shape[0], width)
 
 
-def resnet44(num_classes: int, in_shape: InShape, width: float = 1.0) -> nn.Module:
-    return CifarResNet(7, num_classes, in_shape[0], width)
+def resnet44(num_classes: int, in_shape: InShape, width: float = 1.0, depth: float = 1.0) -> nn.Module:
+    return CifarResNet(scaled(7, depth), num_classes, in_shape[0], width)
 
 
-def resnet56(num_classes: int, in_shape: InShape, width: float = 1.0) -> nn.Module:
-    return CifarResNet(9, num_classes, in_shape[0], width)
+def resnet56(num_classes: int, in_shape: InShape, width: float = 1.0, depth: float = 1.0) -> nn.Module:
+    return CifarResNet(scaled(9, depth), num_classes, in_shape[0], width)
 
 
-def resnet110(num_classes: int, in_shape: InShape, width: float = 1.0) -> nn.Module:
-    return CifarResNet(18, num_classes, in_shape[0], width)
+def resnet110(num_classes: int, in_shape: InShape, width: float = 1.0, depth: float = 1.0) -> nn.Module:
+    return CifarResNet(scaled(18, depth), num_classes, in_shape[0], width)

@@ -20,12 +20,14 @@ STAGES = (64, 128, 256, 512, 512)
 class CifarVGG(nn.Module):
     """depths: convolutions in each of the five stages. Input (N, C, H, W) with H, W ≥ 32; output logits (N, num_classes)."""
 
-    def __init__(self, depths: tuple[int, ...], num_classes: int, in_shape: InShape, width: float) -> None:
+    def __init__(
+        self, depths: tuple[int, ...], num_classes: int, in_shape: InShape, width: float, depth: float = 1.0
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels, height, breadth = in_shape
-        for stage, depth in zip(STAGES, depths, strict=True):
-            for _ in range(depth):
+        for stage, convolutions in zip(STAGES, depths, strict=True):
+            for _ in range(scaled(convolutions, depth)):
                 out = scaled(stage, width)
                 layers += [nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
                 channels = out
@@ -42,17 +44,17 @@ class CifarVGG(nn.Module):
         return logits
 
 
-def vgg11_bn(num_classes: int, in_shape: InShape, width: float = 1.0) -> nn.Module:
-    return CifarVGG((1, 1, 2, 2, 2), num_classes, in_shape, width)
+def vgg11_bn(num_classes: int, in_shape: InShape, width: float = 1.0, depth: float = 1.0) -> nn.Module:
+    return CifarVGG((1, 1, 2, 2, 2), num_classes, in_shape, width, depth)
 
 
-def vgg13_bn(num_classes: int, in_shape: InShape, width: float = 1.0) -> nn.Module:
-    return CifarVGG((2, 2, 2, 2, 2), num_classes, in_shape, width)
+def vgg13_bn(num_classes: int, in_shape: InShape, width: float = 1.0, depth: float = 1.0) -> nn.Module:
+    return CifarVGG((2, 2, 2, 2, 2), num_classes, in_shape, width, depth)
 
 
-def vgg16_bn(num_classes: int, in_shape: InShape, width: float = 1.0) -> nn.Module:
-    return CifarVGG((2, 2, 3, 3, 3), num_classes, in_shape, width)
+def vgg16_bn(num_classes: int, in_shape: InShape, width: float = 1.0, depth: float = 1.0) -> nn.Module:
+    return CifarVGG((2, 2, 3, 3, 3), num_classes, in_shape, width, depth)
 
 
-def vgg19_bn(num_classes: int, in_shape: InShape, width: float = 1.0) -> nn.Module:
-    return CifarVGG((2, 2, 4, 4, 4), num_classes, in_shape, width)
+def vgg19_bn(num_classes: int, in_shape: InShape, width: float = 1.0, depth: float = 1.0) -> nn.Module:
+    return CifarVGG((2, 2, 4, 4, 4), num_classes, in_shape, width, depth)
