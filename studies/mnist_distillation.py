@@ -5,7 +5,7 @@ two hidden layers of 800 is trained on the unmoved images twice from the same fi
 alone without any regularisation, and under the teacher's softened outputs (T = 20). Smaller students follow over several T.
 One teacher is for all seeds, as in the paper, or (--teachers N) seed s has teacher s mod N.
 
-The students' learning rate is chosen on 6,000 images held back (--choose), then all 60,000 are trained on and the 10,000 test
+The students' learning rate is the plain ones' best on 6,000 images held back (--choose), then all 60,000 are trained on and the 10,000 test
 images are looked at when everything is trained. A training is a file in the state folder, so that a killed study goes on
 where it was. `python studies/mnist_distillation.py --help`.
 """
@@ -89,6 +89,8 @@ def main() -> int:
     plain, moved = _mnist(given.data, whole=not given.choose)
     ends = time.monotonic() + 60 * given.minutes
     todo = jobs(given.seeds, given.teachers, given.small)
+    if given.choose:
+        todo = [Job(seed, 800) for seed in range(given.seeds)]
     for job in todo:
         kind = "teacher" if job.teacher else "student"
         _same_settings(given.state / f"settings-{kind}.json", settings[kind], given.choose)
@@ -126,7 +128,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--small", type=int, nargs="*", default=[30], help="hidden units of the smaller students")
     parser.add_argument("--minutes", type=float, default=240, help="start no further training after this time")
     parser.add_argument("--early", action="store_true", help="report what there is when the time is up")
-    parser.add_argument("--choose", action="store_true", help="train on 54,000 and give the errors on the other 6,000")
+    parser.add_argument("--choose", action="store_true", help="plain students alone, on 54,000, and their errors on the other 6,000")
     return parser.parse_args()
 
 
