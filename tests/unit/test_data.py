@@ -290,3 +290,22 @@ def test_cifar10_in_its_python_version_opens_nothing_but_the_official_files(
     cifar = data.load(spec, seed=0)
     assert (len(cifar.train), len(cifar.val), len(cifar.test)) == (45, 5, 10)
     assert np.array_equal(cifar.test.images(np.arange(10)), images[50:])
+
+
+def test_shift_moves_every_image_by_up_to_two_pixels():
+    images = np.zeros((400, 28, 28, 1), np.uint8)
+    images[:, 10, 12] = 255
+    out = augmented(images, "shift", np.random.default_rng(0))
+    _, rows, columns, _ = np.nonzero(out)
+    assert len(rows) == 400
+    assert set(rows - 10) == set(columns - 12) == {-2, -1, 0, 1, 2}
+
+
+def test_batch_rows_name_the_images_of_each_batch():
+    digits = data.load(DataSpec(name="digits", augment="none", mean=(0.0,), std=(1.0,)), seed=0)
+    chosen = {"batch_size": 100, "shuffle": True, "seed": 3, "epoch": 2}
+    rows = data.batch_rows(len(digits.train), **chosen)
+    stream = data.batches(digits, digits.train, augment=True, **chosen)
+    for places, (images, labels) in zip(rows, stream, strict=True):
+        assert np.array_equal(digits.train.labels[places], labels.numpy())
+        assert np.array_equal(digits.train.images(places)[..., 0], (images[:, 0].numpy() * 255).round())

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch import nn
 
 from edgecompress import masks
 from edgecompress.compress import magnitude
 from edgecompress.compress.contract import Context, full_params, parse_params
 from edgecompress.compress.distill import apply, training
+from edgecompress.data import batches
 from edgecompress.distillation import DistillSpec, FineTuneSpec
 from edgecompress.errors import UserError
-from edgecompress.losses import CrossEntropy, Distillation
+from edgecompress.losses import CrossEntropy, Distillation, Ensemble
+from edgecompress.models import build
 from edgecompress.recipe import frozen_copy, run_steps
-from edgecompress.study import Step, TrainSpec
+from edgecompress.study import ModelSpec, Step, TrainSpec
 from tests.small_nets import few_digits, same_state, small_net
 
 pytestmark = pytest.mark.heavy
@@ -133,6 +138,11 @@ SOFT = {"temperature": 3.0, "alpha": 0.8}
 TUNE = {"epochs": 1, "batch_size": 60}
 
 
+def close(a, b) -> bool:
+    """Equal to a few roundings: a row of a matrix product depends on the batch that it is in."""
+    return all(torch.allclose(x, b.state_dict()[k], rtol=1e-4, atol=1e-6) for k, x in a.state_dict().items())
+
+
 def pruned(tmp_path, finetune, **more):
     torch.set_num_threads(1)
     step = Step(method="magnitude", params={"sparsity": 0.5, "finetune": finetune, **more})
@@ -141,8 +151,12 @@ def pruned(tmp_path, finetune, **more):
 
 def test_any_steps_fine_tuning_can_be_under_the_dense_model(tmp_path):
     model, (record,) = pruned(tmp_path / "soft", {**TUNE, "distill": SOFT})
-    assert record.notes["distilled"] == SOFT
-    assert record.params["finetune"]["distill"] == SOFT and record.params["finetune"]["lr"] == 0.01
+    assert record.notes["distilled"] == {
+        **SOFT,
+        "teachers": ["dense"],
+        "teacher_outputs": "anew for each batch: the augmentation (crop) changes the images",
+    }
+    assert record.params["finetune"]["distill"].items() >= SOFT.items() and record.params["finetune"]["lr"] == 0.01
     plain, (other,) = pruned(tmp_path / "plain", TUNE)
     assert "distilled" not in other.notes and other.params["finetune"]["distill"] is None
     assert not same_state(model, plain)
@@ -156,7 +170,7 @@ def test_any_steps_fine_tuning_can_be_under_the_dense_model(tmp_path):
 
 def test_every_round_of_a_gradual_pruning_is_distilled(tmp_path):
     _, (record,) = pruned(tmp_path, {**TUNE, "epochs": 2, "distill": SOFT}, steps=2)
-    assert len(record.trainings) == 2 and record.params["finetune"]["distill"] == SOFT
+    assert len(record.trainings) == 2 and record.notes["distilled"]["temperature"] == 3.0
 
 
 def test_distill_is_no_word_of_a_baseline_and_checks_its_values(tmp_path):
@@ -174,3 +188,116 @@ def test_a_method_with_a_loss_of_its_own_refuses_a_distilled_training(tmp_path):
     spec = FineTuneSpec(epochs=1, distill=DistillSpec())
     with pytest.raises(UserError, match="loss of its own"):
         context(tmp_path, small_net(), few_digits(40)).train(small_net(), spec, method="own", loss=CrossEntropy())
+
+
+def plain(data):
+    return dataclasses.replace(data, augment="none")
+
+
+def test_kept_outputs_train_as_those_of_each_batch_do(tmp_path):
+    torch.set_num_threads(1)
+    spec = {"epochs": 2, "batch_size": 50, "lr": 0.01}  # a last batch that is smaller
+    data, results = plain(few_digits(120)), {}
+    for cache in (True, False):
+        ctx = context(tmp_path / str(cache), small_net(), data)
+        results[cache] = small_net(4)
+        ctx.train(results[cache], FineTuneSpec(**spec, distill=DistillSpec(cache=cache)), method="own")
+        assert ctx.notes["distilled"]["teacher_outputs"].startswith("computed once" if cache else "anew for each batch")
+        assert bool(list((tmp_path / str(cache)).rglob("teacher-*.npy"))) == cache
+    assert close(results[True], results[False])
+    # Images out of their order would not pass for the same.
+    (file,) = (tmp_path / "True").rglob("teacher-*.npy")
+    rows = np.load(file)
+    with torch.no_grad():
+        images = torch.cat([x for x, _ in batches(data, data.train, **IN_ORDER)])
+        assert np.allclose(rows, small_net().eval()(images).numpy(), atol=1e-5)
+
+
+IN_ORDER = {"batch_size": 7, "shuffle": False, "augment": False, "seed": 0, "epoch": 0}
+
+
+def test_augmented_images_are_never_looked_up(tmp_path):
+    torch.set_num_threads(1)
+    ctx = context(tmp_path, small_net(), dataclasses.replace(few_digits(60), augment="shift"))
+    ctx.train(small_net(1), FineTuneSpec(epochs=1, batch_size=30, distill=DistillSpec()), method="own")
+    assert "augmentation (shift)" in ctx.notes["distilled"]["teacher_outputs"]
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
+def test_an_ensemble_is_the_mean_of_its_teachers(mean):
+    rng = np.random.default_rng(2)
+    rows = [rng.normal(size=(5, 10)) * 4 for _ in range(3)]
+    ensemble = Ensemble([Fixed(torch.tensor(r).float()) for r in rows], 2.5, mean)
+    found = softmax(ensemble(torch.zeros(5, 1, 1, 1)).detach().numpy() / 2.5)
+    each = np.stack([softmax(r / 2.5) for r in rows])
+    expected = each.mean(0) if mean == "arithmetic" else np.exp(np.log(each).mean(0))
+    np.testing.assert_allclose(found, expected / expected.sum(1, keepdims=True), rtol=1e-4, atol=1e-6)
+
+
+def lenet(seed: int = 0, width: float = 0.2):
+    return build(ModelSpec(name="lenet300", width=width), num_classes=10, in_shape=(1, 32, 32), seed=seed)
+
+
+def test_teachers_beside_and_instead_of_the_dense_model(tmp_path):
+    torch.set_num_threads(1)
+    data, dense = few_digits(60), lenet()
+    save_file(lenet(7).state_dict(), tmp_path / "other.safetensors")
+    other = {"weights": str(tmp_path / "other.safetensors")}
+    once = {"epochs": 1, "batch_size": 30}
+    results = []
+    for teachers in ("dense", ["dense", other], other):
+        ctx = context(tmp_path / str(len(results)), dense, data)
+        results.append(apply(lenet(3), parse_params("distill", {**once, "teachers": teachers}), ctx))
+    assert ctx.notes["distilled"]["teachers"] == ["lenet300 (other.safetensors)"]
+    assert not same_state(results[0], results[1]) and not same_state(results[1], results[2])
+    # Instead of the dense model: the same as that one being the dense model.
+    alone = apply(lenet(3), parse_params("distill", once), context(tmp_path / "alone", lenet(7), data))
+    assert same_state(results[2], alone)
+
+
+def test_a_student_like_the_dense_model_but_smaller(tmp_path):
+    def student(dense, given):
+        return parse_params("distill", {"student": given}).student.resolved(dense, "the student")
+
+    assert student(lenet(), {"width": 0.5}).width == pytest.approx(0.1)
+    dense = build(ModelSpec(name="resnet32"), num_classes=10, in_shape=(1, 32, 32))
+    smaller = student(dense, {"width": 0.5, "depth": 0.4})
+    assert (smaller.name, smaller.width, smaller.depth, smaller.weights) == ("resnet32", 0.5, 0.4, None)
+    net = build(smaller, num_classes=10, in_shape=(1, 32, 32))
+    assert len(net.layer1) == 2 and net.linear.in_features == 32
+    own = ModelSpec(name="tests.small_nets:small_net", args={"seed": 3})
+    assert student(build(own, num_classes=10, in_shape=(1, 32, 32)), {"args": {"seed": 4}}).args == {"seed": 4}
+
+
+@pytest.mark.parametrize(
+    ("dense", "student", "words"),
+    [
+        (small_net, {"width": 0.5}, r"the student cannot be made like the dense model: that is a module of your own"),
+        (lenet, {"depth": 0.5}, r"lenet300 has no stages that depth could multiply"),
+        (
+            lambda: build(ModelSpec(name="tests.small_nets:small_net"), num_classes=10, in_shape=(1, 32, 32)),
+            {"width": 0.5},
+            r"tests\.small_nets:small_net by width, which is for models of the zoo",
+        ),
+    ],
+)
+def test_a_copy_that_cannot_be_made_is_one_clear_message(tmp_path, dense, student, words):
+    with pytest.raises(UserError, match=words):
+        apply(dense(), parse_params("distill", {"student": student}), context(tmp_path, dense(), few_digits(40)))
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"teachers": [{"name": "resnet20"}]}, "must be trained: give its weights"),
+        ({"teachers": []}, "teachers"),
+        ({"teachers": ["sparse"]}, "teachers"),
+        ({"teachers": {"weights": "/nowhere.pt"}}, "no such file"),
+        ({"student": {"name": "resnet20", "args": {"a": 1}}}, "takes width and depth only"),
+        ({"mean": "harmonic"}, "mean"),
+    ],
+)
+def test_bad_teachers_and_students_are_one_clear_message(params, words):
+    with pytest.raises(ValueError, match=words):
+        parse_params("distill", params)

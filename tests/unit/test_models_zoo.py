@@ -157,3 +157,26 @@ def test_the_published_weights_give_their_accuracy_on_the_test_images(
             right += int((model(images).argmax(1) == labels).sum())
     # 91.73 % and 93.39 % of 9,980; another CPU may round one image on the edge to the other side
     assert len(dataset.test) == 9_980 and abs(right - correct) <= 2
+
+
+def test_the_mlp_of_the_distillation_experiment() -> None:
+    net = build(
+        ModelSpec(name="mlp", args={"dropout": 0.5, "input_dropout": 0.2}), num_classes=10, in_shape=(1, 28, 28)
+    )
+    assert sum(p.numel() for p in net.parameters()) == 784 * 1200 + 1200 + 1200 * 1200 + 1200 + 12010
+    assert [m.p for m in net.modules() if isinstance(m, torch.nn.Dropout)] == [0.2, 0.5, 0.5]
+    small = build(ModelSpec(name="mlp", args={"hidden": 30}, depth=0.5), num_classes=10, in_shape=(1, 28, 28))
+    assert [m.out_features for m in small.modules() if isinstance(m, torch.nn.Linear)] == [30, 10]
+    for args in ({"hidden": 0}, {"dropout": 1.0}):
+        with pytest.raises(UserError, match=next(iter(args))):
+            build(ModelSpec(name="mlp", args=args), num_classes=10, in_shape=(1, 28, 28))
+
+
+@pytest.mark.parametrize(("name", "depth", "convolutions"), [("resnet56", 1 / 3, 19), ("vgg16_bn", 0.5, 8)])
+def test_depth_multiplies_the_layers_of_each_stage(name: str, depth: float, convolutions: int) -> None:
+    net = build(ModelSpec(name=name, width=0.1, depth=depth), num_classes=10, in_shape=(3, 32, 32))
+    assert sum(isinstance(m, torch.nn.Conv2d) for m in net.modules()) == convolutions
+    with pytest.raises(ValueError, match="lenet5 has no stages"):
+        ModelSpec(name="lenet5", depth=0.5)
+    with pytest.raises(ValueError, match="takes no 'units' in args"):
+        ModelSpec(name="mlp", args={"units": 5})

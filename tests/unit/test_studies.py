@@ -143,3 +143,33 @@ def test_the_table_of_deep_compression() -> None:
         "LeNet-5", "0.80 → 0.60 [0.28, 1.30]", "0.80 → 0.74", "30.0×", "33×", "**41.1×** (41.5 kB)", "39×", "40.9×",
         "40.0× (25,000 B)",
     ]  # fmt: skip
+
+
+def test_the_distillation_table_pairs_the_students_of_a_seed(tmp_path):
+    import mnist_distillation_report as report
+
+    def row(seed, hidden, errors, temperature=None, teacher=False):
+        return {"seed": seed, "hidden": hidden, "errors": errors, "temperature": temperature, "teacher": teacher}
+
+    rows = [row(0, 1200, 70, teacher=True)]
+    rows += [r for s, a, b in ((0, 150, 80), (1, 140, 76)) for r in (row(s, 800, a), row(s, 800, b, 20.0))]
+    assert report.paired(rows, 800, 20.0) == [(150, 80), (140, 76)]
+    assert report.write(tmp_path, {"command": "c"}, rows) == 0
+    text = (tmp_path / "table.md").read_text()
+    assert "| 2 × 800 | T = 20 | 80, 76 | 78.0 [52.6, 103.4] | 67.0 [28.9, 105.1] |" in text
+    assert "| 2 × 1200 | labels, dropout, moved images | 70 | 70.0 | – |" in text
+    assert report.write(tmp_path, {"command": "c"}, rows[:3]) == 1
+
+
+def test_the_distillation_study_does_the_papers_pair_first():
+    import mnist_distillation as study
+
+    names = [job.name for job in study.jobs(2, 1, [30])]
+    assert names[:5] == [
+        "seed-0-1200-teacher",
+        "seed-0-800-plain",
+        "seed-0-800-T20",
+        "seed-1-800-plain",
+        "seed-1-800-T20",
+    ]
+    assert len(set(names)) == 5 + 2 * 6
