@@ -5,9 +5,9 @@ two hidden layers of 800 is trained on the unmoved images twice from the same fi
 alone without any regularisation, and under the teacher's softened outputs (T = 20). Smaller students follow over several T.
 One teacher is for all seeds, as in the paper, or (--teachers N) seed s has teacher s mod N.
 
-The students' learning rate is the plain ones' best on 6,000 images held back (--choose), then all 60,000 are trained on and the 10,000 test
-images are looked at when everything is trained. A training is a file in the state folder, so that a killed study goes on
-where it was. `python studies/mnist_distillation.py --help`.
+The students' learning rate is the plain ones' best on 6,000 images held back (--choose), then all 60,000 are trained on and
+the 10,000 test images are looked at when everything is trained. A training is a file in the state folder, so that a killed
+study goes on where it was. `python studies/mnist_distillation.py --help`.
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--small", type=int, nargs="*", default=[30], help="hidden units of the smaller students")
     parser.add_argument("--minutes", type=float, default=240, help="start no further training after this time")
     parser.add_argument("--early", action="store_true", help="report what there is when the time is up")
-    parser.add_argument("--choose", action="store_true", help="plain students alone, on 54,000, and their errors on the other 6,000")
+    parser.add_argument(
+        "--choose", action="store_true", help="plain students alone, trained on 54,000 and scored on 6,000"
+    )
     return parser.parse_args()
 
 
