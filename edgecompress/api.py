@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from edgecompress.errors import UserError
 from edgecompress.progress import SILENT, Progress
 from edgecompress.records import Accuracy, Cost, StepRecord
-from edgecompress.study import DataSpec, Step
+from edgecompress.study import DataSpec, DeviceProfile, Step
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,6 +64,7 @@ def compress(
     seed: int = 0,
     example_input: Tensor | None = None,
     scratch: Path | None = None,
+    device: str | DeviceProfile = "local",
     progress: Progress = SILENT,
     **params: Any,
 ) -> CompressResult:
@@ -73,8 +74,10 @@ def compress(
     steps, `[{"method": "magnitude", "sparsity": 0.8}, "distill"]`. data: a dataset, its spec or its name; needed where
     something trains and for the accuracy. example_input: a batch (N, C, H, W), for the MACs when there are no data.
     scratch: a directory for checkpoints, from which the same call goes on after a kill; default: none are kept.
+    device: the profile, its name or file, of the device that a step measures on while it works, where it does.
     Raises UserError for a wrong request, StepFailed when a step could not be done.
     """
+    from edgecompress.benches import open_benches
     from edgecompress.recipe import run_steps
 
     steps = _steps(method, params)
@@ -82,12 +85,16 @@ def compress(
     in_shape: tuple[int, ...] | None = dataset.in_shape if dataset is not None else None
     if in_shape is None and example_input is not None:
         in_shape = tuple(example_input.shape[1:])
-    before = _measure(model, in_shape, dataset, progress)
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="edgecompress-") as temporary:
+    with (
+        open_benches(steps, device, progress) as benches,
+        tempfile.TemporaryDirectory(prefix="edgecompress-") as temporary,
+    ):
+        before = _measure(model, in_shape, dataset, progress)
+        began = time.monotonic()
         result, records = run_steps(
-            copy.deepcopy(model), steps, data=dataset, seed=seed, scratch=scratch or Path(temporary), progress=progress
-        )
+            copy.deepcopy(model), steps, data=dataset, seed=seed, scratch=scratch or Path(temporary), progress=progress,
+            benches=benches,
+        )  # fmt: skip
     seconds = time.monotonic() - began
     after = _measure(result, in_shape, dataset, progress)
     report = Report(

@@ -40,6 +40,15 @@ def blob(path: Path) -> wire.Blob:
     return wire.Blob(name=path.name, sha256=file_sha256(path), bytes=path.stat().st_size)
 
 
+def engine_for(profile: DeviceProfile, format: str) -> str:
+    """The engine that a device has for files of an export format (or file type). StepFailed: its profile names none."""
+    file_type = format.partition("-")[0]
+    engine = profile.engines.get(file_type)  # type: ignore[call-overload]
+    if engine is None:
+        raise StepFailed(f"device {profile.name} names no engine for {file_type} files (engines in its profile)")
+    return str(engine)
+
+
 def make_job(
     job_id: str,
     artifact: Path,
@@ -50,10 +59,7 @@ def make_job(
     measure: MeasureSpec,
 ) -> tuple[wire.Job, dict[str, Path]]:
     """The job for one variant on one device, and the files it needs by their SHA-256. normalisation: mean and std per channel."""
-    file_type = "tflite" if artifact.suffix == ".tflite" else "onnx"
-    engine = profile.engines.get(file_type)  # type: ignore[call-overload]
-    if engine is None:
-        raise StepFailed(f"device {profile.name} names no engine for {file_type} files (engines in its profile)")
+    engine = engine_for(profile, "tflite" if artifact.suffix == ".tflite" else "onnx")
     artifact_blob = blob(artifact)
     files = {artifact_blob.sha256: artifact}
     images_blob = None

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgecompress import data as datasets
 from edgecompress import rounds
+from edgecompress.benches import check_before
 from edgecompress.errors import StepFailed, UserError
+from edgecompress.on_device import DeviceBench
 from edgecompress.plan import ArtifactNode, ModelNode, Plan, Variant, make_plan
 from edgecompress.progress import SILENT, Progress
 from edgecompress.records import Artifact, Measurement, ModelRecord, Round, TrainRecord
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgecompress.board.session import Session
+    from edgecompress.compress.contract import Bench
     from edgecompress.data import Dataset
 
 
@@ -106,6 +109,10 @@ class _Run:
             except StepFailed as error:
                 fix = "Switch it on, or run the study without it for now: --device NAME names the devices to use."
                 raise UserError(str(error), where=f"device {name}", fix=fix) from error
+        for model in {node.key: node for chain in self.plan.recipes.values() for node in chain}.values():
+            if model.device is None or self.dir.record("model", model.key, ModelRecord) is not None:
+                continue
+            check_before(model.device, str(model.format), self._session)
 
     # --- the steps -------------------------------------------------------------------------------------------------
 
@@ -153,7 +160,7 @@ class _Run:
         teacher = load_model(self.dir.path("files", "model", chain[0].key))
         model, steps = run_steps(
             model, (Step(method=node.method, params=node.params),), data=self._data(), seed=self.study.seed + chain.index(node),
-            scratch=self.dir.scratch(node.key), progress=self.progress, teacher=teacher,
+            scratch=self.dir.scratch(node.key), progress=self.progress, teacher=teacher, benches=self._bench,
         )  # fmt: skip
         return self._save_model(
             node, model, trainings=parent.trainings, weights=parent.weights, steps=(*parent.steps, *steps)
@@ -304,6 +311,11 @@ class _Run:
 
             self._sessions[device] = connect(self.devices[device])
         return self._sessions[device]
+
+    def _bench(self, device: str | None, format: str) -> Bench:
+        """What a step measures with while it works, on a device of this run: the first one unless it names another."""
+        session = self._session(next(iter(self.devices)) if device is None else device)
+        return DeviceBench(session, format, threads=self.study.measure.threads, progress=self.progress)
 
     def _make_again(self, stage: str, key: str, file: str) -> None:
         self.progress.say(f"{self.dir.path(file)} is damaged or gone: it is made again")

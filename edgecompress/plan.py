@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecompress import data, plugins
+from edgecompress.errors import UserError
 from edgecompress.rundir import content_key, file_sha256
 from edgecompress.study import DeviceProfile, Step, StudySpec
 
@@ -41,16 +42,25 @@ MODEL_CODE = (
 )
 EXPORT_CODE = ("export", "masks.py", "codebooks.py", "quantization.py", "data", "records.py")
 MEASURE_CODE = ("measurement.py", "rounds.py", "records.py", "operators.py")
+DEVICE_STEP_CODE = (
+    *EXPORT_CODE, *MEASURE_CODE, "channel_sweep.py", "sweep_networks.py", "latency_search.py", "on_device.py", "stats.py",
+)  # fmt: skip
+"""Sources that decide what a method is told of a device."""
 
 
 @dataclass(frozen=True)
 class ModelNode:
-    """A model on disk: the baseline (parent and step None), or its parent after one more step."""
+    """A model on disk: the baseline (parent and step None), or its parent after one more step.
+
+    device, format: what the step measures on while it works; None: nothing.
+    """
 
     key: str
     parent: str | None
     method: str | None
     params: dict[str, Any] | None
+    device: str | None = None
+    format: str | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,9 @@ def make_plan(study: StudySpec, devices: dict[str, DeviceProfile], *, agent_sha2
         "data", study.data.model_dump(mode="json"), data.fingerprint(study.data), study.seed, code_hash(["data"])
     )
     baseline = _baseline(study, data_key)
-    recipes = {name: _chain(baseline, steps, study) for name, steps in study.recipes.items()}
+    recipes = {
+        name: _chain(baseline, steps, study, devices, agent_sha256, where=name) for name, steps in study.recipes.items()
+    }
     variants = []
     for recipe, chain in recipes.items():
         for form in study.formats:
@@ -152,14 +164,45 @@ def _training(study: StudySpec) -> dict[str, Any] | None:
     return None if spec is None else spec.model_dump(mode="json")
 
 
-def _chain(baseline: ModelNode, steps: tuple[Step, ...], study: StudySpec) -> tuple[ModelNode, ...]:
+def _chain(
+    baseline: ModelNode,
+    steps: tuple[Step, ...],
+    study: StudySpec,
+    devices: dict[str, DeviceProfile],
+    agent_sha256: str,
+    *,
+    where: str,
+) -> tuple[ModelNode, ...]:
+    from edgecompress.compress.contract import asked_of_device
+
     chain = [baseline]
     for step in steps:
         parent = chain[-1].key
         code = code_hash([*MODEL_CODE, *_method_code(step.method)])
-        key = content_key("step", parent, step.method, step.params, _file_hashes(step.params), study.seed, code)
-        chain.append(ModelNode(key, parent, step.method, step.params))
+        parts = ["step", parent, step.method, step.params, _file_hashes(step.params), study.seed, code]
+        device, form = asked_of_device(step.method, step.params) or (None, None)
+        if form is not None:
+            device = _device_of_step(step.method, device, devices, where)
+            parts += [
+                devices[device].model_dump(mode="json"),
+                study.measure.threads,
+                agent_sha256,
+                code_hash(DEVICE_STEP_CODE),
+            ]
+        chain.append(ModelNode(content_key(*parts), parent, step.method, step.params, device, form))
     return tuple(chain)
+
+
+def _device_of_step(method: str, named: str | None, devices: dict[str, DeviceProfile], where: str) -> str:
+    if named is None:
+        return next(iter(devices))
+    if named not in devices:
+        raise UserError(
+            f"method {method} measures on device {named!r}, which is not one of this run's",
+            where=f"recipes.{where}",
+            fix=f"Leave its device out (then it is {next(iter(devices))}), or name one of: {', '.join(devices)}.",
+        )
+    return named
 
 
 def _method_code(method: str) -> tuple[str, ...]:

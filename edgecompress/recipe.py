@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompress import codebooks, masks
-from edgecompress.compress.contract import Context, full_params, parse_params
+from edgecompress.compress.contract import Benches, Context, full_params, parse_params
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.plugins import find
 from edgecompress.progress import SILENT, Progress
@@ -35,13 +35,14 @@ def run_steps(
     scratch: Path,
     progress: Progress = SILENT,
     teacher: nn.Module | None = None,
+    benches: Benches | None = None,
 ) -> tuple[nn.Module, tuple[StepRecord, ...]]:
     """The model after all steps (it may be the one given, changed in place), in eval mode, and what each step did.
 
     scratch: a directory for the steps' checkpoints. The same call again after a kill goes on from them; it can be removed
     once the result is kept. UserError: wrong parameters, no data where a step trains. StepFailed: a training that
     diverged, or a step that broke what an earlier one did. teacher: the dense model, when the steps start from a model
-    that earlier steps made; default: the model that comes in.
+    that earlier steps made; default: the model that comes in. benches: the devices that a step may measure on.
     """
     teacher = frozen_copy(model if teacher is None else teacher)
     records = []
@@ -53,7 +54,7 @@ def run_steps(
             raise UserError(str(error), where=f"step {number + 1}") from None
         context = Context(
             data=data, seed=(seed + number) % 2**32, teacher=teacher,
-            scratch=scratch / f"step-{number + 1}-{step.method}", progress=progress,
+            scratch=scratch / f"step-{number + 1}-{step.method}", progress=progress, benches=benches,
         )  # fmt: skip
         earlier = {name: mask.clone() for name, mask in masks.get(model).items()}
         earlier_codes = {name: codes.clone() for name, codes in codebooks.get(model).items()}

@@ -73,7 +73,7 @@ class Session:
         A result with status "failed" is returned as it is. UserError: the device lacks the engine. StepFailed: the device
         stayed out of reach for `profile.reconnect_s`, or its agent did not end the job; the job can be asked for again.
         """
-        self._check_engine(job)
+        self.check_engine(job.engine)
         with progress.task(label or f"measuring on {self.profile.name}", total=1.0) as task:
             self._agent.notice = task.describe
             try:
@@ -207,17 +207,18 @@ class Session:
         task.advance(1.0 - shown)
         return wire.Status("done")
 
-    def _check_engine(self, job: wire.Job) -> None:
+    def check_engine(self, engine: str) -> None:
+        """UserError when the device cannot be written to, or has not this engine with the providers of its profile."""
         hello, name, agent = self.hello(), self.profile.name, self._agent
         if not hello.writable:
             raise UserError(f"cannot write to {agent.root} there", where=name, fix="Set workdir in the device profile.")
-        found = hello.engines.get(job.engine)
+        found = hello.engines.get(engine)
         if found is None or found.version is None:
             reason = readable((found.reason if found else None) or "not installed", 500)
             raise UserError(
-                f"no usable {job.engine} under {agent.python} there: {reason}", where=name, fix=agent.setup_hint()
+                f"no usable {engine} under {agent.python} there: {reason}", where=name, fix=agent.setup_hint()
             )
-        for provider in job.providers if job.engine == "onnxruntime" else ():
+        for provider in self.profile.providers if engine == "onnxruntime" else ():
             if provider not in found.providers:
                 raise UserError(
                     f"its onnxruntime has no {provider}; it has {readable(', '.join(found.providers), 300)}",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from typing import Any
 
 from edgecompress.cli.bars import progress
 from edgecompress.errors import UserError
@@ -60,3 +62,64 @@ def device_setup(arguments: argparse.Namespace) -> int:
     for line in lines:
         print(line)
     return 0
+
+
+def device_channels(arguments: argparse.Namespace) -> int:
+    from edgecompress.benches import check_before
+    from edgecompress.board.session import connect
+    from edgecompress.channel_sweep import Setting, centre_for
+    from edgecompress.on_device import DeviceBench
+
+    profile = _named(arguments.device)
+    if arguments.threads < 1 or arguments.width < 1:
+        raise UserError("--threads and --width are 1 or more", where="device channels", fix="For example --width 48.")
+    try:
+        setting = Setting(centre_for(arguments.width), arguments.sizes)
+    except ValueError as error:
+        raise UserError(str(error), where="--sizes", fix="For example --sizes 32,16,8.") from None
+    with progress() as bars:
+        session = check_before(profile.name, arguments.format, lambda _: connect(profile))
+        with session:
+            bench = DeviceBench(session, arguments.format, threads=arguments.threads, progress=bars)
+            found = bench.sweep(setting, fresh=arguments.fresh)
+    print(json.dumps(found, allow_nan=False) if arguments.json else _sweep_text(profile.name, found))
+    return 0
+
+
+def _sweep_text(device: str, found: dict[str, Any]) -> str:
+    """Both tables of a sweep, and the result, for a person."""
+    from statistics import median
+
+    from edgecompress.report.tables import Cell, Column, Table
+    from edgecompress.report.terminal import plain_table
+
+    identity, spread = found["identity"], 100 * found["spread"]
+    widths = Table(
+        "widths", f"Networks of one width in {identity['format']} on {device}", "",
+        (Column("Width"), Column("Multiple of"), Column("MACs", "M"), Column("Latency", "ms"), Column("Per MAC", "best = 1")),
+        tuple(
+            tuple(map(Cell, (
+                str(row["width"]), str(row["class"]), f"{row['macs'] / 1e6:.1f}",
+                f"{median(row['latency_ms']):.3f}", f"{row['relative']:.3f}",
+            )))
+            for row in found["widths"]
+        ),
+    )  # fmt: skip
+    costs = Table(
+        "multiples", "Widths rounded to a multiple", "",
+        (Column("Multiple"), Column("Latency per MAC", "best = 1"), Column("95 % interval")),
+        tuple(
+            tuple(map(Cell, (
+                str(cost["multiple"]), f"{cost['relative']:.3f}", f"{cost['low']:.3f} to {cost['high']:.3f}"
+            )))
+            for cost in found["costs"]
+        ),
+    )  # fmt: skip
+    rounds = len(found["widths"][0]["latency_ms"])
+    how = "kept from an earlier sweep" if found["cached"] else f"measured in {found['seconds']:.0f} s"
+    return "\n".join([
+        plain_table(widths), "", plain_table(costs), "",
+        f"{identity['engine_version']}, {identity['cpu'] or identity['machine']}, threads {identity['threads']}; {how}: "
+        f"{rounds} rounds, which lie {spread:.1f} % apart",
+        f"multiple: {found['multiple']}, in {100 * found['agreement']:.0f} % of the resampled rounds",
+    ])  # fmt: skip

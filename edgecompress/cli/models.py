@@ -49,6 +49,7 @@ def compress(arguments: argparse.Namespace) -> int:
     sys.path.insert(0, str(Path.cwd()))
 
     from edgecompress import api
+    from edgecompress.benches import open_benches
     from edgecompress.data import load as datasets_load
     from edgecompress.models import build
     from edgecompress.models.checkpoint import save_model
@@ -59,13 +60,17 @@ def compress(arguments: argparse.Namespace) -> int:
     model = build(spec, num_classes=dataset.num_classes, in_shape=dataset.in_shape, seed=arguments.seed)
     _made(out)
     with progress() as bars:
+        with open_benches(steps, arguments.device, bars):
+            pass  # a device that is away is found out before the training
         if arguments.epochs:
             values = {"epochs": arguments.epochs, "lr": arguments.lr, "batch_size": 64}
             training = validate(TrainSpec, values, where="--epochs, --lr", base=Path())
             fit(model, dataset, training, seed=arguments.seed, progress=bars, label="training")
         elif spec.weights is None and ":" not in spec.name:
             bars.say("warning: no --weights and no --epochs: the network that is compressed has random weights")
-        result = api.compress(model, list(steps), data=dataset, seed=arguments.seed, progress=bars)
+        result = api.compress(
+            model, list(steps), data=dataset, seed=arguments.seed, device=arguments.device, progress=bars
+        )
     save_model(out, result.model)
     write_atomically(out / "report.json", json.dumps(to_json(result.report), indent=1) + "\n")
     before, after = result.report.cost_before, result.report.cost_after

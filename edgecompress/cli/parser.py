@@ -9,6 +9,9 @@ from pathlib import Path
 
 from edgecompress.version import __version__
 
+CHANNELS = (
+    "Measure which multiple of channels the engine likes there, by a sweep of small networks. The result is kept."
+)
 ACTIVATIONS = ("uint8", "uint8-reduced", "int8", "symmetric-int8")
 
 
@@ -91,6 +94,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--epochs", type=int, default=0, metavar="N", help="train the network so long first (default: 0)"
     )
     compress.add_argument("--lr", type=float, default=0.02, help="learning rate of that training (default: 0.02)")
+    compress.add_argument(
+        "--device",
+        default="local",
+        metavar="D",
+        help="where a step measures while it works (a multiple: auto, a latency)",
+    )
     compress.add_argument("--seed", type=int, default=0)
     compress.add_argument("--out", type=Path, required=True, metavar="DIR")
 
@@ -160,6 +169,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             )
 
     _add_packing(verb)
+    _add_channels(verb("channels", CHANNELS, "devices", within=actions))
 
     methods = verb("methods", "List the compression methods, or describe one with its parameters.", "models")
     methods.add_argument("name", nargs="?", metavar="NAME")
@@ -180,6 +190,20 @@ def _add_packing(verb: Callable[..., argparse.ArgumentParser]) -> None:
     unpack.add_argument(
         "--limit-gib", type=float, default=4.0, metavar="N", help="most that the tensors may take, in GiB (default: 4)"
     )
+
+
+def _add_channels(channels: argparse.ArgumentParser) -> None:
+    channels.add_argument("device", metavar="D")
+    channels.add_argument("--format", default="onnx-fp32", metavar="FORMAT", help="default: onnx-fp32")
+    channels.add_argument("--threads", type=int, default=1, metavar="N", help="threads of the engine; default: 1")
+    channels.add_argument(
+        "--width", type=int, default=48, metavar="N", help="typical width of the network; default: 48"
+    )
+    channels.add_argument(
+        "--sizes", type=_numbers, default=(32, 16, 8), metavar="N[,N...]", help="spatial sizes; default: 32,16,8"
+    )
+    channels.add_argument("--fresh", action="store_true", help="measure again although a sweep is kept")
+    channels.add_argument("--json", action="store_true", help="print the whole record")
 
 
 def _numbers(text: str) -> tuple[int, ...]:

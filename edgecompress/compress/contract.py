@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgecompress.data import Dataset
+    from edgecompress.latency_search import LatencyRatio
 
 Loss = Callable[["nn.Module", "Tensor", "Tensor"], "Tensor"]
 """(model, images float32 (N, C, H, W) normalised, labels int64 (N,)) → scalar loss.
@@ -42,6 +44,47 @@ def _finetune_lr(value: Any) -> Any:
 FineTune = Annotated[FineTuneSpec | None, BeforeValidator(_finetune_lr)]
 """The training after a method has changed the weights: a TrainSpec whose `lr` is 0.01 unless given, with `distill: {…}` under
 the dense model (`edgecompress.distillation`). None: no training."""
+
+
+class Against(Protocol):
+    """Candidates against one dense network on a device, measured in the same rounds."""
+
+    def __call__(self, model: nn.Module) -> LatencyRatio: ...
+
+    def dense_ms(self) -> float:
+        """Median latency of the dense network, ms."""
+        ...
+
+
+class Bench(Protocol):
+    """One device and one export format, measured by the agent (ADR 0007)."""
+
+    def multiple(self, model: nn.Module, in_shape: tuple[int, int, int]) -> dict[str, Any]:
+        """Plain JSON with what was measured for networks like this one, and "multiple": widths the engine likes."""
+        ...
+
+    def against(
+        self, dense: nn.Module, in_shape: tuple[int, int, int], target: float | None = None
+    ) -> AbstractContextManager[Against]:
+        """target: the ratio that is searched for; a candidate that is clearly off it is measured for a shorter time."""
+        ...
+
+
+Benches = Callable[[str | None, str], Bench]
+"""(name of a device, None: the usual one; export format) → Bench."""
+
+
+def asked_of_device(method: str, given: dict[str, Any]) -> tuple[str | None, str] | None:
+    """(device, export format) that the method measures on with these parameters; None: it measures nothing.
+
+    A method that may measure has `needs_device(params) -> bool`, and `device` and `format` among its parameters.
+    ValueError as in `full_params`.
+    """
+    params = parse_params(method, given)
+    needs = getattr(
+        plugins.find("edgecompress.compress", method, attribute="apply", kind="method"), "needs_device", None
+    )
+    return (params.device, params.format) if needs is not None and needs(params) else None
 
 
 def method_names() -> list[str]:
@@ -93,7 +136,8 @@ class Context:
 
     data: the dataset (train and val parts only: a method never touches `data.test`), or None when the caller gave none.
     teacher: the dense model that the recipe started from, frozen, in eval mode. seed: of every random choice of the step.
-    scratch: a directory of this step for checkpoints, so that a killed training resumes.
+    scratch: a directory of this step for checkpoints, so that a killed training resumes. benches: of the devices that a
+    method may measure on.
     """
 
     data: Dataset | None
@@ -101,6 +145,7 @@ class Context:
     teacher: nn.Module
     scratch: Path
     progress: Progress = SILENT
+    benches: Benches | None = None
     trainings: list[TrainRecord] = dataclasses.field(default_factory=list)
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -111,6 +156,12 @@ class Context:
                 f"method {method} with these parameters trains, and needs data", fix="Pass data=… (or --data)."
             )
         return self.data
+
+    def bench(self, device: str | None, format: str) -> Bench:
+        """The bench of a device (None: the study's first one, or the caller's). UserError when there is none to measure on."""
+        if self.benches is None:
+            raise UserError("this step measures on a device, and none was given", fix="Pass device=… (or --device).")
+        return self.benches(device, format)
 
     def train(self, model: nn.Module, spec: TrainSpec, *, method: str, loss: Loss | None = None) -> None:
         """Train `model` in place (masks held, interrupted runs resumed) and record it.

@@ -74,6 +74,12 @@ def _version(package: str) -> str | None:
         return None
 
 
+def packages(name: str) -> tuple[str, ...]:
+    """The distributions that make files of the format `name`: their versions decide what is in them."""
+    needed: tuple[str, ...] = _exporter(name).PACKAGES
+    return needed
+
+
 def _exporter(name: str) -> ModuleType:
     known = formats()
     if name not in known:
@@ -209,6 +215,18 @@ def export_artifact(
         toolchain={package: metadata.version(package) for package in exporter.PACKAGES},
         warnings=warnings,
     )
+
+
+def export_file(model: nn.Module, format: str, directory: Path, stem: str, context: ExportContext) -> Path:
+    """Only the file, unchecked, as `stem` in `directory` with the format's suffix: for networks that are there to be timed.
+
+    The model itself is left as it is. Errors as in `export_artifact`.
+    """
+    check_installed(format)
+    exporter = _exporter(format)
+    path = directory / f"{stem}{exporter.SUFFIX}"
+    _convert(exporter, format, _plain(model), path, context)
+    return path
 
 
 def _left_in_float(path: Path, activation_type: ActivationType, wanted: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,0 +1,123 @@
+"""The bench of a device: a sweep that is kept only when it is certain, and candidates measured on this machine for real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from edgecompress_agent import wire
+from torch import nn
+
+from edgecompress import cost
+from edgecompress.board.session import Session, connect
+from edgecompress.channel_sweep import LEAST_ROUNDS, MOST_ROUNDS, Setting
+from edgecompress.errors import StepFailed
+from edgecompress.on_device import DeviceBench
+from edgecompress.progress import SILENT
+from edgecompress.studyfile import read_device
+from edgecompress.sweep_networks import network, setting_for
+
+pytestmark = [pytest.mark.heavy, pytest.mark.slow]
+
+SETTING = Setting(sizes=(4, 2))
+
+
+class Metered(Session):
+    """A session whose device is this machine, but for the time that a job takes: that is made up from the file's width."""
+
+    def __init__(self, real: Session, per_mac) -> None:
+        super().__init__(real.profile, real._agent)
+        self.per_mac, self.asked = per_mac, []
+
+    def measure(self, job: wire.Job, blobs: Mapping[str, Path], progress=SILENT, label: str = "") -> wire.Result:
+        width = int(job.artifact.name.removeprefix("width-").partition(".")[0])
+        self.asked.append(width)
+        ns = tuple(int(1e3 * SETTING.macs(width) * self.per_mac(width)) for _ in range(10))
+        return wire.Result(job.job_id, "0" * 64, "ok", blocks=(wire.Block(0, ns),))
+
+
+@pytest.fixture
+def local():
+    torch.set_num_threads(1)
+    with connect(read_device("local")) as session:
+        yield session
+
+
+def test_a_sweep_is_made_of_interleaved_rounds_and_kept(local, tmp_path):
+    session = Metered(local, lambda w: 1.0 if w % 8 == 0 else 1.5)
+    made = DeviceBench(session, "onnx-fp32", cache=tmp_path).sweep(SETTING)
+    assert made["multiple"] == 8 and made["agreement"] == 1.0 and not made["cached"]
+    assert session.asked == [*SETTING.widths, *SETTING.widths[::-1], *SETTING.widths]
+    assert all(len(row["latency_ms"]) == LEAST_ROUNDS for row in made["widths"])
+    assert made["identity"]["engine_version"].startswith("onnxruntime") and made["identity"]["device"] == "local"
+
+    again = Metered(local, lambda w: 1.0)
+    kept = DeviceBench(again, "onnx-fp32", cache=tmp_path).sweep(SETTING)
+    assert kept == {**made, "cached": True} and again.asked == []
+    # another number of threads is another sweep, and so is one that is asked for afresh
+    assert DeviceBench(again, "onnx-fp32", threads=2, cache=tmp_path).sweep(SETTING)["multiple"] == 1
+    assert DeviceBench(again, "onnx-fp32", cache=tmp_path).sweep(SETTING, fresh=True)["multiple"] == 1
+
+    for file in tmp_path.glob("*.json"):
+        file.write_text(file.read_text()[:-40])  # a damaged file is no sweep
+    assert DeviceBench(session, "onnx-fp32", cache=tmp_path).sweep(SETTING)["multiple"] == 8
+
+
+def test_a_sweep_in_noise_is_used_and_not_kept(local, tmp_path):
+    generator = np.random.default_rng(3)
+    session = Metered(local, lambda w: float(np.exp(generator.normal(0, 0.5))))
+    said = []
+
+    class Heard(type(SILENT)):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    made = DeviceBench(session, "onnx-fp32", cache=tmp_path, progress=Heard()).sweep(SETTING)
+    assert len(session.asked) == MOST_ROUNDS * len(SETTING.widths)
+    assert made["agreement"] < 0.9 and "too noisy" in said[0] and not list(tmp_path.glob("*.json"))
+    assert json.loads(json.dumps(made, allow_nan=False)) == made
+
+
+def test_a_candidate_is_measured_against_the_dense_network(local, tmp_path):
+    setting = Setting(sizes=(32, 16))
+    dense, half = network(setting, 64), network(setting, 32)
+    before = {name: tensor.clone() for name, tensor in half.state_dict().items()}
+    with DeviceBench(local, "onnx-fp32", cache=tmp_path).against(dense, (3, 32, 32), target=0.9) as ratio_of:
+        found = ratio_of(half)
+    assert 0.05 < found.ratio < 0.6  # a quarter of the arithmetic, on every engine
+    assert found.low <= found.ratio <= found.high and found.rounds >= 3
+    assert found.candidate_ms < found.dense_ms
+    assert all(torch.equal(tensor, before[name]) for name, tensor in half.state_dict().items())
+
+
+def test_what_the_device_cannot_run_is_a_failed_step(local, tmp_path):
+    class Refused(Metered):
+        def measure(self, job, blobs, progress=SILENT, label=""):
+            return wire.Result(job.job_id, "0" * 64, "failed", reason="out of memory")
+
+    with pytest.raises(StepFailed, match="local: out of memory"):
+        DeviceBench(Refused(local, None), "onnx-fp32", cache=tmp_path).sweep(SETTING)
+
+
+def test_the_networks_are_what_the_setting_says():
+    for setting in (Setting(), Setting(80, (14, 7)), Setting(48, (10, 3, 1))):
+        for width in (setting.widths[0], setting.widths[2]):
+            model, size = network(setting, width), setting.sizes[0]
+            assert cost.count(model, (3, size, size)).macs == setting.macs(width)
+            assert model(torch.zeros(2, 3, size, size)).shape == (2, width)
+    one, two = network(Setting(), 41), network(Setting(), 41)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_the_setting_follows_the_model():
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(16, 128, 3, padding=1), nn.MaxPool2d(2),
+        nn.Conv2d(128, 128, 3, padding=1), nn.Conv2d(128, 128, 3, padding=1, groups=128), nn.Flatten(),
+    )  # fmt: skip
+    setting = setting_for(model, (3, 32, 32))
+    assert setting.sizes == (32, 16, 8) and setting.centre in (80, 112)
+    assert setting_for(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), (3, 2, 2)) == Setting()
