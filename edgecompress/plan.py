@@ -6,6 +6,7 @@ Nothing heavy is imported and nothing is run here, so that a study that is done 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,6 +19,8 @@ from edgecompress.rundir import content_key, file_sha256
 from edgecompress.study import DeviceProfile, Step, StudySpec
 
 PACKAGE = Path(__file__).resolve().parent
+_OTHER_CODE = re.compile(r"^\s*from edgecompress\.((?:compress|coding)\.[\w.]+) import", re.MULTILINE)
+
 MODEL_CODE = (
     "allocation.py",
     "models",
@@ -178,7 +181,7 @@ def _chain(
     chain = [baseline]
     for step in steps:
         parent = chain[-1].key
-        code = code_hash([*MODEL_CODE, *_method_code(step.method)])
+        code = code_hash([*MODEL_CODE, *method_code(step.method)])
         parts = ["step", parent, step.method, step.params, _file_hashes(step.params), study.seed, code]
         device, form = asked_of_device(step.method, step.params) or (None, None)
         if form is not None:
@@ -205,10 +208,20 @@ def _device_of_step(method: str, named: str | None, devices: dict[str, DevicePro
     return named
 
 
-def _method_code(method: str) -> tuple[str, ...]:
-    """The method's own file or folder, and what it names under `CODE` because it is made with it."""
-    module = plugins.find("edgecompress.compress", method, attribute="apply", kind="method")
-    return f"compress/{method}.py", *getattr(module, "CODE", ())
+def method_code(method: str) -> tuple[str, ...]:
+    """The method's own file or folder, and the files of other methods and of `coding` that it imports from, and they in turn."""
+    found: dict[str, None] = {}
+    waiting = [f"compress/{method}.py"]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found[name] = None
+        path = PACKAGE / name if (PACKAGE / name).exists() else (PACKAGE / name).with_suffix("")
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            modules = _OTHER_CODE.findall(file.read_text(encoding="utf-8"))
+            waiting += [f"{module.replace('.', '/')}.py" for module in modules]
+    return tuple(found)
 
 
 def _file_hashes(params: Any) -> list[str]:

@@ -31,9 +31,6 @@ def _one_or_more(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-CODE = ("compress/magnitude.py",)
-"""Beside this file, what a result depends on (see `plan.MODEL_CODE`)."""
-
 DEFAULT_BITS = 5
 
 Count = Annotated[int, Field(ge=1, le=2**24)]

@@ -134,7 +134,7 @@ def save_model(directory: Path, model: nn.Module, *, num_classes: int = 0, in_sh
     files = {"weights.safetensors": _write_tensors(directory / "weights.safetensors", model.state_dict())}
     if kept:
         files["masks.safetensors"] = _write_tensors(directory / "masks.safetensors", kept)
-    description = {
+    description: dict[str, Any] = {
         "format": FORMAT,
         "model": None if spec is None else spec.model_dump(mode="json", exclude={"weights"}),
         "architecture": "the caller's own torch.nn.Module" if spec is None else spec.name,

@@ -28,9 +28,6 @@ from edgecompress.study import Fraction, Positive, TrainSpec
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-CODE = ("compress/codebook.py", "compress/magnitude.py", "coding/huffman.py", "coding/relative_index.py")
-"""Beside this package, what a result depends on (see `plan.MODEL_CODE`)."""
-
 DEFAULT_SPARSITY = 0.9
 
 Kept = Annotated[float, Field(gt=0, le=1)]

@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgecompress.coding import huffman, relative_index
+from edgecompress.coding.huffman import code_lengths
+from edgecompress.coding.relative_index import encode
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -106,7 +107,7 @@ def layer(name: str, weight: Tensor, index_bits: int | None) -> LayerSize:
     flat = weight.detach().cpu().reshape(-1).numpy()
     positions = np.flatnonzero(flat)
     values, codes = np.unique(flat[positions], return_inverse=True)
-    index = relative_index.encode(positions, index_bits)
+    index = encode(positions, index_bits)
     fillers = int(index.filler.sum())
     # Code 0 is the fillers'; where there are none, the values may have all the codes.
     weight_bits = max(len(values) - 1 + (fillers > 0), 0).bit_length()
@@ -127,4 +128,4 @@ def layer(name: str, weight: Tensor, index_bits: int | None) -> LayerSize:
 
 def _huffman_bits(counts: Any) -> int:
     """Bits of all symbols under a Huffman code for their own counts."""
-    return sum(int(n) * length for n, length in zip(counts, huffman.code_lengths(counts), strict=True))
+    return sum(int(n) * length for n, length in zip(counts, code_lengths(counts), strict=True))
