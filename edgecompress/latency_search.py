@@ -96,19 +96,20 @@ def _plain(sample: Sample) -> dict[str, Any]:
     }
 
 
-def find(measure: Callable[[int], LatencyRatio], target: float, shares: Sequence[float]) -> Found:
+def find(measure: Callable[[int], LatencyRatio], target: float, shares: Sequence[float], start: float = 1.0) -> Found:
     """The candidate whose latency is nearest to `target` times the dense network's, among those it measures.
 
     measure: a candidate's number → its latency ratio; called for no number twice, and never for 0, the dense network.
     shares: of each candidate its fraction of the dense network's multiply-accumulates, from 1.0 downwards: what the guesses
     are made from. The first guess is that latency follows them; then a secant within the bracket, later its
-    half. At most MOST measurements. ValueError unless 0 < target < 1 and there is a cut.
+    half. At most MOST measurements. start: the ratio of candidate 0, where that has been cut before. ValueError unless
+    0 < target < 1 and there is a cut.
     """
     if not 0 < target < 1 or len(shares) < 2:
         raise ValueError(f"target {target} among {len(shares)} candidates")
     last, samples = len(shares) - 1, list[Sample]()
-    above, below = (0, shares[0], 1.0), None  # (number, share, ratio) next to the target on either side
-    guess: int | None = _nearest(shares, target)
+    above, below = (0, shares[0], start), None  # (number, share, ratio) next to the target on either side
+    guess: int | None = _nearest(shares, shares[0] * target / start)
     while guess is not None and len(samples) < MOST:
         sample = Sample(guess, shares[guess], measure(guess))
         samples.append(sample)

@@ -152,13 +152,10 @@ class DeviceBench:
         return rounds
 
     @contextmanager
-    def against(
-        self, dense: nn.Module, in_shape: tuple[int, int, int], target: float | None = None
-    ) -> Iterator[Against]:
-        """Measure candidates against `dense`, which is exported once. target: the ratio that is searched for; a candidate
-        that is clearly off it is given fewer rounds."""
+    def against(self, dense: nn.Module, in_shape: tuple[int, int, int]) -> Iterator[Against]:
+        """Measure candidates against `dense`, which is exported once."""
         with tempfile.TemporaryDirectory() as scratch:
-            yield Against(self, dense, in_shape, target, Path(scratch))
+            yield Against(self, dense, in_shape, Path(scratch))
 
     def _export(
         self, model: nn.Module, in_shape: tuple[int, int, int], folder: Path, stem: str, cache: Path | None = None
@@ -192,10 +189,8 @@ class DeviceBench:
 class Against:
     """Candidates against one dense network, in interleaved rounds: dense, candidate; candidate, dense; …"""
 
-    def __init__(
-        self, bench: DeviceBench, dense: nn.Module, in_shape: tuple[int, int, int], target: float | None, scratch: Path
-    ) -> None:
-        self._bench, self._in_shape, self._target, self._scratch = bench, in_shape, target, scratch
+    def __init__(self, bench: DeviceBench, dense: nn.Module, in_shape: tuple[int, int, int], scratch: Path) -> None:
+        self._bench, self._in_shape, self._scratch = bench, in_shape, scratch
         self._dense = bench._export(dense, in_shape, scratch, "dense")
         self._count = 0
 
@@ -203,8 +198,11 @@ class Against:
         """p50 of the dense network, for a budget in ms: the median of a few measurements."""
         return statistics.median(self._bench._latency_ms(self._dense, _AGAINST_S, 0.5) for _ in range(_LEAST_ROUNDS))
 
-    def __call__(self, model: nn.Module) -> LatencyRatio:
-        """The latency of `model` (left as it is) over the dense network's. StepFailed, UserError: as `Session.measure`."""
+    def __call__(self, model: nn.Module, target: float | None = None) -> LatencyRatio:
+        """The latency of `model` (left as it is) over the dense network's. StepFailed, UserError: as `Session.measure`.
+
+        target: the ratio that is searched for; a candidate that is clearly off it is given fewer rounds.
+        """
         self._count += 1
         bench = self._bench
         candidate = bench._export(model, self._in_shape, self._scratch, f"candidate-{self._count}")
@@ -218,16 +216,18 @@ class Against:
                 if number + 1 < _LEAST_ROUNDS or number % 2:  # an odd number of rounds has a median of its own
                     continue
                 found = latency_search.ratio_of(taken[self._dense], taken[candidate])
-                if number + 1 >= _MOST_ROUNDS or self._known(found):
+                if number + 1 >= _MOST_ROUNDS or _known(found, target):
                     return found
 
-    def _known(self, found: LatencyRatio) -> bool:
-        if (found.high - found.low) / 2 <= _HALF_WIDTH * found.ratio:
-            return True
-        if self._target is None:
-            return False
-        tolerance = latency_search.TOLERANCE * self._target
-        return found.low > self._target + tolerance or found.high < self._target - tolerance
+
+def _known(found: LatencyRatio, target: float | None) -> bool:
+    """Whether a ratio is known well enough: to 1 %, or to be off the target."""
+    if (found.high - found.low) / 2 <= _HALF_WIDTH * found.ratio:
+        return True
+    if target is None:
+        return False
+    tolerance = latency_search.TOLERANCE * target
+    return found.low > target + tolerance or found.high < target - tolerance
 
 
 def _record(

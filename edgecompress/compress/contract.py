@@ -49,7 +49,9 @@ the dense model (`edgecompress.distillation`). None: no training."""
 class Against(Protocol):
     """Candidates against one dense network on a device, measured in the same rounds."""
 
-    def __call__(self, model: nn.Module) -> LatencyRatio: ...
+    def __call__(self, model: nn.Module, target: float | None = None) -> LatencyRatio:
+        """target: the ratio that is searched for; a candidate that is clearly off it is measured for a shorter time."""
+        ...
 
     def dense_ms(self) -> float:
         """Median latency of the dense network, ms."""
@@ -63,11 +65,7 @@ class Bench(Protocol):
         """Plain JSON with what was measured for networks like this one, and "multiple": widths the engine likes."""
         ...
 
-    def against(
-        self, dense: nn.Module, in_shape: tuple[int, int, int], target: float | None = None
-    ) -> AbstractContextManager[Against]:
-        """target: the ratio that is searched for; a candidate that is clearly off it is measured for a shorter time."""
-        ...
+    def against(self, dense: nn.Module, in_shape: tuple[int, int, int]) -> AbstractContextManager[Against]: ...
 
 
 Benches = Callable[[str | None, str], Bench]

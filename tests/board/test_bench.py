@@ -86,8 +86,8 @@ def test_a_candidate_is_measured_against_the_dense_network(local, tmp_path):
     setting = Setting(sizes=(32, 16))
     dense, half = network(setting, 64), network(setting, 32)
     before = {name: tensor.clone() for name, tensor in half.state_dict().items()}
-    with DeviceBench(local, "onnx-fp32", cache=tmp_path).against(dense, (3, 32, 32), target=0.9) as ratio_of:
-        found = ratio_of(half)
+    with DeviceBench(local, "onnx-fp32", cache=tmp_path).against(dense, (3, 32, 32)) as ratio_of:
+        found = ratio_of(half, target=0.9)
     assert 0.05 < found.ratio < 0.6  # a quarter of the arithmetic, on every engine
     assert found.low <= found.ratio <= found.high and found.rounds >= 3
     assert found.candidate_ms < found.dense_ms

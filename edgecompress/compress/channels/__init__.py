@@ -1,10 +1,13 @@
 """Structured pruning: whole channels are cut out, so that the network is smaller and faster on every engine.
 
 What it does: Torch-Pruning's dependency graph says which channels hang together (a channel, its batch norm, the weights that
-read it, the same channel of every layer added to it). The least important of them are cut until a budget is met, of MACs
-or of parameters, or by ratios layer by layer. Widths are rounded to a multiple that the engine likes.
-Costs: seconds for the graph and the search; taylor a pass of gradients over its images; the fine-tuning costs its epochs.
-Needs: data for taylor and for fine-tuning, otherwise none. Gains: MACs, parameters, the plain size of a file, and latency.
+read it, the same channel of every layer added to it). The least important of them are cut until a budget is met, of MACs,
+of parameters or of the latency on a device, or by ratios layer by layer. Widths are rounded to a multiple that the engine
+likes; which one that is can be measured.
+Costs: seconds for the graph and the search; taylor a pass of gradients over its images; the fine-tuning costs its epochs;
+a measured multiple about a minute of the device, once; a latency some 20 s for each of at most 9 candidates.
+Needs: data for taylor and for fine-tuning; a device for a latency and a measured multiple; otherwise none.
+Gains: MACs, parameters, the plain size of a file, and latency.
 Papers: Fang et al. 2023, "DepGraph: Towards Any Structural Pruning" (arXiv:2301.12900); importance l1: Li et al. 2017
 (arXiv:1608.08710); bn_scale: Liu et al. 2017 (arXiv:1708.06519); taylor: Molchanov et al. 2019 (arXiv:1906.10771);
 lap: Park et al. 2020 (arXiv:2002.04809).
@@ -30,6 +33,9 @@ def _one_or_more(value: Any) -> Any:
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
+Milliseconds = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?ms$")]
+
+BUDGETS = ("macs", "params", "latency", "ratios")
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,9 @@ class Params:
     """Parameters of channel pruning.
 
     macs, params: the budget, as the fraction that is left of the network that comes into the step, in (0, 1); one of them,
-        or ratios. macs: 0.5 is half of its multiply-accumulates. Default: macs 0.5.
+        or latency, or ratios. macs: 0.5 is half of its multiply-accumulates. Default: macs 0.5.
+    latency: the budget on a device: as the fraction that is left, in (0, 1), or as a median in milliseconds, "12.5 ms". At
+        batch 1; measured on `device` in `format`, fine-tuning or not: weights do not change it.
     ratios: instead of a budget, layer → fraction of its output channels that are kept, in (0, 1]; names may hold `*` and
         `?`; where several match a layer, the last one counts. Layers that match none stay as they are.
     importance: "l2", "l1" (norms of the weights), "lap" (their lookahead scores: what both neighbours make of them),
@@ -47,9 +55,11 @@ class Params:
     scope: "global" cuts the least important channels wherever they are; "layer" the same fraction everywhere.
     which: "inner": channels inside the blocks, which one layer writes; "stream": those of residual streams, which several
         layers add into; "all": both.
-    multiple: widths are rounded to multiples of it.
+    multiple: widths are rounded to multiples of it; "auto": to what the engine of `device` likes, measured there.
     min_keep: the least fraction of its channels that every group keeps, in (0, 1].
     exclude: layers whose output channels all stay, by name, with `*` and `?`.
+    device, format: what latency and multiple: auto are measured on: a device of the study (default: its first one, or the
+        --device of compress), and an export format.
     images: training images that taylor looks at.
     steps: prunings, each followed by its share of the fine-tuning's epochs; each takes an equal part of what goes.
     finetune: training after the pruning; None: none. Its lr is 0.01 unless given.
@@ -57,20 +67,23 @@ class Params:
 
     macs: Share | None = None
     params: Share | None = None
+    latency: Share | Milliseconds | None = None
     ratios: dict[str, Ratio] | None = None
     importance: Literal["l1", "l2", "lap", "bn_scale", "taylor"] = "l2"
     reduce: Literal["mean", "sum"] = "mean"
     scope: Literal["global", "layer"] = "global"
     which: Literal["inner", "stream", "all"] = "inner"
-    multiple: Annotated[int, Field(ge=1)] = 8
+    multiple: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
     min_keep: Ratio = 0.1
     exclude: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ()
+    device: str | None = None
+    format: str = "onnx-fp32"
     images: Annotated[int, Field(ge=1)] = 1024
     steps: Annotated[int, Field(ge=1)] = 1
     finetune: FineTune = None
 
     def __post_init__(self) -> None:
-        budgets = [name for name in ("macs", "params", "ratios") if getattr(self, name) is not None]
+        budgets = [name for name in BUDGETS if getattr(self, name) is not None]
         if not budgets:
             object.__setattr__(self, "macs", 0.5)
         if len(budgets) > 1:
@@ -79,18 +92,27 @@ class Params:
             raise ValueError("ratios: name at least one layer")
         if self.importance == "taylor" and self.reduce != "mean":
             raise ValueError("reduce is for l1, l2 and bn_scale; taylor is one value for all coupled layers")
+        if (self.device is not None or self.format != "onnx-fp32") and not needs_device(self):
+            raise ValueError(
+                "device and format are what latency and multiple: auto are measured on; neither is asked for"
+            )
         if self.steps > 1:
             _check_steps(self)
 
     @property
     def budget(self) -> str:
-        """Which the request is: "macs", "params" or "ratios"."""
-        return next(n for n in ("macs", "params", "ratios") if getattr(self, n) is not None)
+        """Which the request is, of BUDGETS."""
+        return next(n for n in BUDGETS if getattr(self, n) is not None)
+
+
+def needs_device(params: Params) -> bool:
+    """Whether a step with these parameters measures on a device."""
+    return params.latency is not None or params.multiple == "auto"
 
 
 def _check_steps(params: Params) -> None:
     if params.ratios is not None:
-        raise ValueError("steps above 1 go towards a budget: give macs or params, not ratios")
+        raise ValueError("steps above 1 go towards a budget: give macs, params or latency, not ratios")
     if params.finetune is None:
         raise ValueError("steps above 1 prune between fine-tunings: give finetune, or steps: 1")
     if params.finetune.epochs < params.steps:

@@ -163,12 +163,14 @@ def rounded(group: Group, ratio: float, multiple: int) -> int:
     return min(_levels(group, multiple, 0.0), key=lambda units: (abs(units - ratio * group.size), -units))
 
 
-def removed_by(order: Sequence[Block], count: int) -> list[int]:
-    """Units removed of each group by the first `count` blocks (the list is as long as the highest group needs)."""
-    removed = [0] * (1 + max((block.group for block in order), default=-1))
-    for block in order[:count]:
+def removed_by(order: Sequence[Block], count: int) -> list[list[int]]:
+    """Units removed of each of `count` groups by the first n blocks, for n from 0 to all of them."""
+    removed = [0] * count
+    found = [list(removed)]
+    for block in order:
         removed[block.group] += block.units
-    return removed
+        found.append(list(removed))
+    return found
 
 
 def meet(order: Sequence[Block], count: int, target: float, value: Callable[[list[int]], float]) -> list[int]:
@@ -179,13 +181,10 @@ def meet(order: Sequence[Block], count: int, target: float, value: Callable[[lis
     count: groups. ValueError when all blocks together do not reach the target's tolerance.
     """
 
-    def of_prefix(length: int) -> list[int]:
-        removed = removed_by(order, length)
-        return removed + [0] * (count - len(removed))
-
-    if value(of_prefix(len(order))) > target * (1 + TOLERANCE):
+    prefixes = removed_by(order, count)
+    if value(prefixes[-1]) > target * (1 + TOLERANCE):
         raise ValueError("the target is out of reach")
-    length = bisect.bisect_left(range(len(order) + 1), True, key=lambda n: value(of_prefix(n)) <= target)
+    length = bisect.bisect_left(range(len(order) + 1), True, key=lambda n: value(prefixes[n]) <= target)
     length = min(length, len(order))
     # Each group's blocks, and how many of them are removed now.
     chains: list[list[Block]] = [[] for _ in range(count)]

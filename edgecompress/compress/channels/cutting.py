@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgecompress.compress.channels import budget, importance
+from edgecompress.compress.channels import budget, checking, importance, measuring
 from edgecompress.compress.channels.grouping import Group, find_groups
-from edgecompress.errors import StepFailed, UserError, near_misses
+from edgecompress.errors import StepFailed, UserError
 from edgecompress.models import kept
 
 if TYPE_CHECKING:
@@ -29,10 +29,13 @@ class Cutter:
 
     def __init__(self, model: nn.Module, params: Params, context: Context) -> None:
         self.model, self.params, self.context = model, params, context
-        _check_finite(model)
-        self.in_shape = _in_shape(model, context)
-        self.multiple = params.multiple
-        _check_names(model, params)
+        checking.check_finite(model)
+        self.in_shape = checking.in_shape_of(model, context)
+        checking.check_names(model, params)
+        self.multiple = measuring.multiple_for(model, self.in_shape, params, context)
+        self.latency = (
+            None if params.latency is None else measuring.LatencyBudget(model, self.in_shape, params, context)
+        )
         self.whole: tuple[int, int] | None = None  # MACs and parameters of the model as it came in
 
     def cut(self, number: int) -> None:
@@ -51,6 +54,8 @@ class Cutter:
             self.whole = prices.after([0] * len(open_groups))
         if params.ratios is not None:
             removed = self._by_ratios(open_groups)
+        elif self.latency is not None:
+            removed = self._to_latency(self.latency, open_groups, values, prices, number / params.steps)
         else:
             removed = self._to_budget(open_groups, values, prices, 1 - number / params.steps)
         keep = keep_of(self.model, open_groups, values, removed)
@@ -84,12 +89,7 @@ class Cutter:
         self, groups: Sequence[Group], values: Sequence[np.ndarray], prices: budget.Prices, left: float
     ) -> list[int]:
         params = self.params
-        order = budget.blocks(groups, values, multiple=self.multiple, min_keep=params.min_keep, scope=params.scope)
-        if not order:
-            raise UserError(
-                f"no group of channels has more than {self.multiple} channels, the multiple that widths are rounded to",
-                fix="Ask for a smaller multiple.",
-            )
+        order = self._order(groups, values)
         share: float = getattr(params, params.budget)
         which = 0 if params.budget == "macs" else 1
         assert self.whole is not None
@@ -98,13 +98,50 @@ class Cutter:
         try:
             return budget.meet(order, len(groups), target, lambda removed: prices.after(removed)[which])
         except ValueError:
-            lowest = prices.after(_all_of(order, len(groups)))[which] / whole
+            lowest = prices.after(budget.removed_by(order, len(groups))[-1])[which] / whole
             raise UserError(
                 f"{params.budget}: {share:g} is out of reach: the lowest is {lowest:.3f}, "
                 f"with widths in multiples of {self.multiple}, at least {params.min_keep:g} of each group, "
                 f"and {_whose(params)}",
                 fix=f"Ask for {params.budget}: {lowest:.3f} or more, which: all, a smaller multiple or min_keep.",
             ) from None
+
+    def _to_latency(
+        self,
+        wanted: measuring.LatencyBudget,
+        groups: Sequence[Group],
+        values: Sequence[np.ndarray],
+        prices: budget.Prices,
+        part: float,
+    ) -> list[int]:
+        order = self._order(groups, values)
+        assert self.whole is not None
+        prefixes = budget.removed_by(order, len(groups))
+        shares = [prices.after(removed)[0] / self.whole[0] for removed in prefixes]
+
+        def candidate(index: int) -> nn.Module:
+            cut = copy.deepcopy(self.model)
+            kept.cut(cut, keep_of(self.model, groups, values, prefixes[index]))
+            return cut
+
+        found = wanted.meet(candidate, shares, part)
+        if found.out_of_reach:
+            raise UserError(
+                f"latency: {self.params.latency} is out of reach: {found.reason}, with widths in multiples of "
+                f"{self.multiple}, at least {self.params.min_keep:g} of each group, and {_whose(self.params)}",
+                fix="Ask for more, for which: all, or for a smaller multiple or min_keep.",
+            )
+        return prefixes[found.index]
+
+    def _order(self, groups: Sequence[Group], values: Sequence[np.ndarray]) -> list[budget.Block]:
+        params = self.params
+        order = budget.blocks(groups, values, multiple=self.multiple, min_keep=params.min_keep, scope=params.scope)
+        if not order:
+            raise UserError(
+                f"no group of channels has more than {self.multiple} channels, the multiple that widths are rounded to",
+                fix="Ask for a smaller multiple.",
+            )
+        return order
 
     def _note(self, groups: Sequence[Group], cut: Sequence[Group], removed: Sequence[int]) -> None:
         """What was asked for, what came of it, and which channels stayed for what reason: overwritten by the next pruning."""
@@ -217,11 +254,6 @@ def _silenced(model: nn.Module, keep: dict[str, dict[str, list[int]]]) -> nn.Mod
     return model
 
 
-def _all_of(order: Sequence[budget.Block], count: int) -> list[int]:
-    removed = budget.removed_by(order, len(order))
-    return removed + [0] * (count - len(removed))
-
-
 def _whose(params: Params) -> str:
     channels = {"all": "all channels", "inner": "inner channels only", "stream": "residual-stream channels only"}
     return channels[params.which] + (f" but those of {', '.join(params.exclude)}" if params.exclude else "")
@@ -235,41 +267,3 @@ def _ratio(layer: str, ratios: dict[str, float]) -> float | None:
 def _nothing(groups: Sequence[Group]) -> str:
     reasons = "; ".join(f"{g.name}: {g.locked}" for g in groups if g.locked is not None)
     return f"no channels can be cut{f' ({reasons})' if reasons else ''}"
-
-
-def _check_finite(model: nn.Module) -> None:
-    import torch
-
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(
-                f"{name} holds values that are not finite", fix="Use weights from a training that went well."
-            )
-
-
-def _check_names(model: nn.Module, params: Params) -> None:
-    """UserError when a pattern of exclude or ratios matches no layer that has output channels."""
-    layers = [name for name, module in model.named_modules() if isinstance(module, kept.WEIGHTED)]
-    if not layers:
-        raise UserError("the model has no convolution or linear layer to cut", fix="Use another model.")
-    for key, patterns in (("exclude", params.exclude), ("ratios", tuple(params.ratios or {}))):
-        for pattern in patterns:
-            if not fnmatch.filter(layers, pattern):
-                raise UserError(
-                    f"{key}: {pattern!r} matches no convolution or linear layer", fix=near_misses(pattern, layers)
-                )
-
-
-def _in_shape(model: nn.Module, context: Context) -> tuple[int, int, int]:
-    """(C, H, W) of the images: of the data, else of what the network was built for."""
-    from edgecompress.models import origin
-
-    if context.data is not None:
-        return context.data.in_shape
-    for network in (model, context.teacher):
-        known = origin(network)
-        if known is not None:
-            return known.in_shape
-    raise UserError(
-        "channels must know the size of the images to trace a network of one's own", fix="Pass data=… (or --data)."
-    )
