@@ -142,7 +142,7 @@ def distillation_loss(spec: DistillSpec, training: TrainSpec, context: Context) 
 
     data = context.need_data("distill")
     check_output(context.teacher, num_classes=data.num_classes, in_shape=data.in_shape, where="the teacher")
-    teachers, names = [], []
+    teachers, names = [], list[str]()
     for number, one in enumerate(spec.teachers, 1):
         if isinstance(one, str):
             teachers.append(context.teacher)
