@@ -72,7 +72,7 @@ def compress(
 
     method: a method's name with its parameters as keywords, `compress(model, "magnitude", sparsity=0.9)`, or a list of
     steps, `[{"method": "magnitude", "sparsity": 0.8}, "distill"]`. data: a dataset, its spec or its name; needed where
-    something trains and for the accuracy. example_input: a batch (N, C, H, W), for the MACs when there are no data.
+    something trains and for the accuracy. example_input: a batch (N, C, H, W), whose shape counts when there are no data.
     scratch: a directory for checkpoints, from which the same call goes on after a kill; default: none are kept.
     device: the profile, its name or file, of the device that a step measures on while it works, where it does.
     Raises UserError for a wrong request, StepFailed when a step could not be done.
@@ -93,7 +93,7 @@ def compress(
         began = time.monotonic()
         result, records = run_steps(
             copy.deepcopy(model), steps, data=dataset, seed=seed, scratch=scratch or Path(temporary), progress=progress,
-            benches=benches,
+            benches=benches, in_shape=in_shape,
         )  # fmt: skip
     seconds = time.monotonic() - began
     after = _measure(result, in_shape, dataset, progress)

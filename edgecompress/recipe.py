@@ -36,13 +36,15 @@ def run_steps(
     progress: Progress = SILENT,
     teacher: nn.Module | None = None,
     benches: Benches | None = None,
+    in_shape: tuple[int, ...] | None = None,
 ) -> tuple[nn.Module, tuple[StepRecord, ...]]:
     """The model after all steps (it may be the one given, changed in place), in eval mode, and what each step did.
 
     scratch: a directory for the steps' checkpoints. The same call again after a kill goes on from them; it can be removed
     once the result is kept. UserError: wrong parameters, no data where a step trains. StepFailed: a training that
     diverged, or a step that broke what an earlier one did. teacher: the dense model, when the steps start from a model
-    that earlier steps made; default: the model that comes in. benches: the devices that a step may measure on.
+    that earlier steps made; default: the model that comes in. benches: the devices that a step may measure on. in_shape:
+    (C, H, W) of an image, where there are no data.
     """
     teacher = frozen_copy(model if teacher is None else teacher)
     records = []
@@ -54,7 +56,7 @@ def run_steps(
             raise UserError(str(error), where=f"step {number + 1}") from None
         context = Context(
             data=data, seed=(seed + number) % 2**32, teacher=teacher,
-            scratch=scratch / f"step-{number + 1}-{step.method}", progress=progress, benches=benches,
+            scratch=scratch / f"step-{number + 1}-{step.method}", progress=progress, benches=benches, in_shape=in_shape,
         )  # fmt: skip
         earlier = {name: mask.clone() for name, mask in masks.get(model).items()}
         earlier_codes = {name: codes.clone() for name, codes in codebooks.get(model).items()}

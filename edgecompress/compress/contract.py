@@ -146,6 +146,22 @@ class Context:
     benches: Benches | None = None
     trainings: list[TrainRecord] = dataclasses.field(default_factory=list)
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    in_shape: tuple[int, ...] | None = None
+    """(C, H, W) of an image, where the caller gave it without data."""
+
+    def input_shape(self, model: nn.Module, method: str) -> tuple[int, ...]:
+        """(C, H, W) of an image: of the data, else as the caller gave it, else what the network was built for. UserError: none."""
+        from edgecompress.models import origin
+
+        built = [known.in_shape for network in (model, self.teacher) if (known := origin(network)) is not None]
+        shapes = [None if self.data is None else self.data.in_shape, self.in_shape, *built]
+        for shape in shapes:
+            if shape is not None:
+                return shape
+        raise UserError(
+            f"method {method} runs a network of one's own once, and must know the size of its images",
+            fix="Pass data=… (or --data), or example_input=….",
+        )
 
     def need_data(self, method: str) -> Dataset:
         """The dataset; UserError when the caller gave none."""

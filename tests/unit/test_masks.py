@@ -63,6 +63,30 @@ def test_keep_highest_is_a_stable_sort(entries, data):
     assert torch.equal(masks.keep_highest(scores, keep, alive), expected)
 
 
+@pytest.mark.parametrize("kind", ["random", "few values", "mostly zero", "rising", "periodic", "one high"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_many_scores_are_selected_as_by_a_stable_sort(kind, masked, monkeypatch):
+    monkeypatch.setattr(masks, "_SAMPLE", 16)
+    monkeypatch.setattr(masks, "_PIECE", 50)
+    generator = torch.Generator().manual_seed(1)
+    count = 1600
+    scores = {
+        "random": torch.rand(count, generator=generator),
+        "few values": torch.randint(0, 4, (count,), generator=generator).float(),
+        "mostly zero": torch.rand(count, generator=generator) * (torch.rand(count, generator=generator) > 0.9),
+        "rising": torch.arange(count).float(),
+        "periodic": (torch.arange(count) % 100 == 0).float(),  # the sample sees ones alone
+        "one high": torch.nn.functional.one_hot(torch.tensor(700), count).float(),
+    }[kind]
+    alive = torch.rand(count, generator=generator) > 0.4 if masked else None
+    living = torch.arange(count) if alive is None else torch.nonzero(alive)[:, 0]
+    order = living[scores[living].sort(descending=True, stable=True).indices]
+    for keep in (0, 1, 2, len(living) // 10, len(living) // 2, len(living) - 1, len(living)):
+        expected = torch.zeros(count, dtype=torch.bool)
+        expected[order[:keep]] = True
+        assert torch.equal(masks.keep_highest(scores, keep, alive), expected), keep
+
+
 def test_keep_highest_refuses_what_is_not_there():
     with pytest.raises(ValueError, match="cannot keep 3 of 2"):
         masks.keep_highest(torch.ones(2), 3)

@@ -86,6 +86,8 @@ def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:
     UserError: nothing to prune, an unknown layer, weights that are not finite, a model that cannot be traced, no data where
     something needs them.
     """
+    import torch
+
     from edgecompress.compress.lookahead import activity
     from edgecompress.compress.lookahead.selection import by_layer, select
 
@@ -93,7 +95,9 @@ def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:
     images = None
     if params.weigh_activations:
         images = activity.draw(context.need_data("lookahead"), params.activation_images, context.seed)
-    scorer = _scorer(model, _example(model, context), images, params.batch_norm, params.bn_eps, None)
+    example = torch.zeros(1, *context.input_shape(model, "lookahead"))
+    prunable(model)  # neighbours that are excluded must be finite too
+    scorer = _scorer(model, weights, example, images=images, batch_norm=params.batch_norm, bn_eps=params.bn_eps)
     names = [name for name in scorer.names if name in weights]
     left_out = [name for name in weights if name not in names]
     wanted = {**dict.fromkeys(names, params.sparsity), **by_layer(params.ratios, names)}
@@ -132,8 +136,9 @@ def scores(
     """
     from edgecompress.compress.lookahead.selection import resolve, select
 
-    prunable(model)
-    scorer = _scorer(model, example_input, images, batch_norm, bn_eps, dtype)
+    scorer = _scorer(
+        model, prunable(model), example_input, images=images, batch_norm=batch_norm, bn_eps=bn_eps, dtype=dtype
+    )
     if mode == "base":
         if ratios is not None:
             raise UserError("ratios are for mode forward or backward: mode base scores before it prunes")
@@ -167,19 +172,22 @@ def masks(
     """
     from edgecompress.compress.lookahead.selection import resolve, select
 
-    prunable(model)
-    scorer = _scorer(model, example_input, images, batch_norm, bn_eps, dtype)
+    scorer = _scorer(
+        model, prunable(model), example_input, images=images, batch_norm=batch_norm, bn_eps=bn_eps, dtype=dtype
+    )
     wanted = resolve(ratios, scorer.names)
     return select(scorer, wanted, masking.get(model), scope=scope, mode=mode, splits=splits)
 
 
 def _scorer(
     model: nn.Module,
+    weights: Mapping[str, Tensor],
     example_input: Tensor | tuple[Tensor, ...],
+    *,
     images: Tensor | None,
     batch_norm: bool,
     bn_eps: float | None,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | None = None,
 ) -> Scorer:
     from edgecompress.compress.lookahead import activity
     from edgecompress.compress.lookahead.scoring import Scorer
@@ -189,7 +197,7 @@ def _scorer(
     shares = None if images is None else activity.measure(model, graph, images)
     scorer = Scorer(
         graph,
-        prunable(model),
+        weights,
         dict(model.named_parameters()),
         activity=shares,
         batch_norm=batch_norm,
@@ -208,18 +216,3 @@ def _say(context: Context, key: str, names: list[str], sentence: str) -> None:
     if names:
         context.note(key, names)
         context.progress.say("lookahead: " + sentence.format(", ".join(names)))
-
-
-def _example(model: nn.Module, context: Context) -> Tensor:
-    import torch
-
-    from edgecompress.models import origin
-
-    known = origin(model)
-    shape = context.data.in_shape if context.data is not None else known.in_shape if known is not None else None
-    if shape is None:
-        raise UserError(
-            "method lookahead runs the model once, and needs the shape of its input",
-            fix="Pass data=…, or build the model by edgecompress; or use edgecompress.compress.lookahead.masks.",
-        )
-    return torch.zeros(1, *shape)

@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from edgecompress.errors import UserError
 from edgecompress.graph import Graph, Scaling, Use
 
 _CHUNK = 1 << 18
@@ -87,6 +88,10 @@ class Scorer:
             score.mul_(sum(first * second for first, second in sides).to(dtype))
         if name in self.dropped:
             score.masked_fill_(self.dropped[name], 0.0)
+        if score.numel() and not bool(torch.isfinite(score.max())):
+            raise UserError(
+                f"the scores of {name} exceed what {score.dtype} can hold", fix="Ask for them in torch.float64."
+            )
         return score
 
     def _weight(self, which: str | Tensor) -> Tensor:
@@ -116,6 +121,11 @@ class Scorer:
                 self.graph.downstream([made for made, _ in sums], self._scaling),
                 self.graph.upstream([read for _, read in sums], self._scaling),
             )
+            if not all(bool(torch.isfinite(factor).all()) for factor in self._factors):
+                raise UserError(
+                    "a batch norm, a scale or a weight that is not pruned holds values that are not finite",
+                    fix="Use weights from a training that went well.",
+                )
         return self._factors
 
     def _scaling(self, scaling: Scaling) -> Tensor:
