@@ -286,17 +286,25 @@ def test_a_functional_padding_keeps_its_channels_and_pairs_the_others_rightly(tm
 
 
 class Mixing(nn.Module):
-    """Counts its channels: no graph of operations shows that the reshape mixes them."""
+    """Turns or shuffles its channels, which the dependency graph takes for element-wise operations."""
 
-    def __init__(self) -> None:
+    def __init__(self, shuffle: bool) -> None:
         super().__init__()
+        self.shuffle = shuffle
         self.a, self.b, self.head = nn.Conv2d(1, 8, 3, 4, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 10)
 
     def forward(self, x):
         x = torch.relu(self.a(x))
         n, c, h, w = x.shape
-        x = x.reshape(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        x = x.reshape(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w) if self.shuffle else x.flip(1)
         return self.head(torch.relu(self.b(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("shuffle", "reason"), [(True, "does not run"), (False, "mixes or counts")])
+def test_channels_that_the_forward_mixes_are_locked_and_the_others_cut(tmp_path, shuffle, reason):
+    cut, notes = prune(Mixing(shuffle), tmp_path, ratios={"a": 0.5, "b": 0.5}, multiple=1)
+    assert cut.a.out_channels == 8 and cut.b.out_channels == 4
+    assert reason in notes["locked"]["a"]
 
 
 class Twice(nn.Module):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import fnmatch
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgecompress.compress.channels import budget, checking, importance, measuring
-from edgecompress.compress.channels.grouping import Group, find_groups
+from edgecompress.compress.channels import budget, checking, importance, measuring, proof
+from edgecompress.compress.channels.grouping import Group, find_groups, keep_of
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.models import kept
 
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
     from edgecompress.compress.channels import Params
     from edgecompress.compress.contract import Context
-
-EXACT = 1e-3
-"""How far the cut network's outputs may be from those of the whole one with the same channels at zero, relative to the largest."""
 
 
 class Cutter:
@@ -42,6 +40,9 @@ class Cutter:
         """The pruning `number` (from 1) of params.steps: what is removed of the budget goes in equal parts."""
         params = self.params
         groups = find_groups(self.model, self.in_shape)
+        chosen = [g for g in groups if g.locked is None and self._chosen(g)]
+        unsafe = proof.unsafe(self.model, chosen, self.in_shape)
+        groups = [dataclasses.replace(g, locked=unsafe.get(g.name, g.locked)) for g in groups]
         open_groups = [g for g in groups if g.locked is None and self._chosen(g)]
         if not open_groups:
             raise UserError(_nothing(groups), fix="Exclude fewer layers, or choose which: all.")
@@ -59,9 +60,10 @@ class Cutter:
         else:
             removed = self._to_budget(open_groups, values, prices, 1 - number / params.steps)
         keep = keep_of(self.model, open_groups, values, removed)
-        before = copy.deepcopy(self.model)
+        reason = proof.differs(self.model, keep, self.in_shape)
+        if reason is not None:
+            raise StepFailed(f"the channels are not cut: {reason}; exclude the layers in question")
         kept.cut(self.model, keep)
-        _prove(before, self.model, keep, self.in_shape)
         self._note(groups, open_groups, removed)
 
     def _chosen(self, group: Group) -> bool:
@@ -170,88 +172,6 @@ class Cutter:
                 )
                 note("budget_reason", reason)
                 self.context.progress.say(f"channels: {reason}")
-
-
-def keep_of(
-    model: nn.Module, groups: Sequence[Group], values: Sequence[np.ndarray], removed: Sequence[int]
-) -> dict[str, dict[str, list[int]]]:
-    """For `kept.cut`: what stays of each module when the `removed` least important units of each group go.
-
-    Of equal importance the later unit goes first.
-    """
-    gone: dict[str, dict[str, set[int]]] = {}
-    for group, value, count in zip(groups, values, removed, strict=True):
-        if not count:
-            continue
-        order = np.lexsort((-np.arange(group.size), value))
-        out = set(order[:count].tolist())
-        for slot in group.slots:
-            lost = slot.channels[np.isin(slot.units, list(out))].tolist()
-            gone.setdefault(slot.module, {}).setdefault(slot.side, set()).update(lost)
-    keep: dict[str, dict[str, list[int]]] = {}
-    for name, sides in gone.items():
-        module = model.get_submodule(name)
-        for side, lost in sides.items():
-            if side == "in" and kept.width(module, "in") is None:
-                continue
-            width = kept.width(module, side) or 0
-            keep.setdefault(name, {})[side] = [k for k in range(width) if k not in lost]
-    return keep
-
-
-def _prove(before: nn.Module, after: nn.Module, keep: dict[str, dict[str, list[int]]], in_shape: Any) -> None:
-    """StepFailed unless the cut network computes what the whole one does with the removed channels at zero."""
-    import torch
-
-    from edgecompress.evaluate import device_of
-
-    device = device_of(before)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(4, *in_shape, generator=generator).to(device)
-    try:
-        with torch.no_grad():
-            narrow = copy.deepcopy(after).eval()(images)
-            wide = _silenced(before, keep).eval()(images)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise StepFailed(
-            f"the network does not run with its channels cut ({reason}); exclude the layers in question"
-        ) from None
-    scale = max(float(wide.abs().max()), 1e-6)
-    if narrow.shape != wide.shape or not float((narrow - wide).abs().max()) <= EXACT * scale:
-        raise StepFailed(
-            "the network with its channels cut does not compute what it does with them at zero: an operation in its forward "
-            "counts channels or mixes them; exclude the layers in question"
-        )
-
-
-def _silenced(model: nn.Module, keep: dict[str, dict[str, list[int]]]) -> nn.Module:
-    """The model (changed in place) with all that was removed at zero, on the writing and on the reading side."""
-    import torch
-
-    from edgecompress.evaluate import device_of
-    from edgecompress.models.resnet import Shortcut
-
-    with torch.no_grad():
-        for name, sides in keep.items():
-            module: Any = model.get_submodule(name)
-            if isinstance(module, Shortcut):
-                whole = {side: list(range(kept.width(module, side) or 0)) for side in ("in", "out")}
-                module.silence(*{**whole, **sides}.values(), device_of(model))
-                continue
-            for side, index in sides.items():
-                weight = getattr(module, "weight", None)
-                if weight is None or (side == "in" and getattr(module, "groups", 1) > 1):
-                    continue
-                drop = torch.ones(kept.width(module, side) or 0, dtype=torch.bool, device=weight.device)
-                drop[index] = False
-                if side == "in":
-                    weight[:, drop] = 0
-                else:
-                    weight[drop] = 0
-                    if getattr(module, "bias", None) is not None:
-                        module.bias[drop] = 0
-    return model
 
 
 def _whose(params: Params) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgecompress.compress.channels.grouping import Group, Slot, passes_on
+from edgecompress.compress.channels.coupling import passes_on
+from edgecompress.compress.channels.grouping import Group, Slot
 from edgecompress.errors import UserError
 
 if TYPE_CHECKING:
