@@ -28,6 +28,8 @@ IN_SHAPE = (3, 32, 32)
 OURS: dict[str, dict[str, Any]] = {
     "l1": {"importance": "l1"},
     "l2": {"importance": "l2"},
+    "l1-fold": {"importance": "l1", "fold": True},
+    "l2-fold": {"importance": "l2", "fold": True},
     "lap": {"importance": "lap"},
     "taylor": {"importance": "taylor"},
     "bn_scale": {"importance": "bn_scale"},

@@ -14,10 +14,10 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import StrictInt, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -207,7 +207,11 @@ def load_model(directory: Path, model: nn.Module | None = None) -> nn.Module:
 def _cut(model: nn.Module, recorded: Any, directory: Path) -> None:
     """Make the channels of a base network those that model.json records. A module that was cut in the same way is left."""
     where, fix = str(directory / "model.json"), "Give the network as it was before its channels were cut."
-    sides_of = {name: {side: tuple(index) for side, index in sides.items()} for name, sides in recorded.items()}
+    try:
+        sides_of = TypeAdapter(dict[str, dict[Literal["in", "out"], tuple[StrictInt, ...]]]).validate_python(recorded)
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]["msg"]
+        raise UserError(f"kept: {reason}", where=where, fix="Make the model directory again.") from None
     present = kept_channels.get(model)
     if present == sides_of:
         return

@@ -151,6 +151,21 @@ def test_l1_is_the_mean_over_coupled_layers_divided_by_its_groups_mean(tmp_path)
     np.testing.assert_allclose(value, expected / expected.mean(), rtol=1e-5)
 
 
+def test_fold_takes_the_norms_of_the_exported_rows():
+    from edgecompress.compress.channels.importance import score
+
+    model = tiny_resnet()
+    group = next(g for g in find_groups(model, SHAPE) if g.name == "layer2.1.conv1")
+    arguments = {"reduce": "sum", "in_shape": SHAPE, "data": None, "images": 1, "seed": 0}
+    (value,) = score(model, [group], "l2", fold=True, **arguments)
+    block = model.get_submodule("layer2.1")
+    fused = nn.utils.fuse_conv_bn_eval(block.conv1, block.bn1)
+    expected = (fused.weight.detach() ** 2).sum((1, 2, 3)) + (block.conv2.weight.detach() ** 2).sum((0, 2, 3))
+    np.testing.assert_allclose(value, expected / expected.mean(), rtol=1e-5)
+    (plain,) = score(model, [group], "l2", **arguments)
+    assert not np.allclose(plain, value)
+
+
 def test_lap_sums_the_lookahead_scores_of_rows_and_columns_even_after_a_cut(tmp_path):
     from edgecompress.compress.channels.importance import score
     from edgecompress.compress.lookahead import scores
@@ -238,6 +253,30 @@ def test_a_cut_network_is_saved_as_its_base_and_comes_back_bit_for_bit(tmp_path)
             assert torch.equal(cut(x), again(x))
         if number == 0:
             cut, _ = prune(again, tmp_path, macs=0.7, multiple=1, which="all")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (["conv1"], "kept: "),
+        ({"conv1": {"out": [0, "1"]}}, "kept: "),
+        ({"conv1": {"out": [0, 0]}}, "are none of its"),
+        ({"conv1": {"out": [99]}}, "are none of its"),
+        ({"conv1": {"out": []}}, "are none of its"),
+        ({"linear": {"up": [0]}}, "kept: "),
+        ({"layer7": {"out": [0]}}, "'layer7', which this model does not have"),
+        ({"pool": {"out": [0]}}, "has no side 'out'"),
+        ({"conv1": {"out": [0]}}, "no checkpoint of this model"),
+    ],
+)
+def test_a_damaged_record_of_what_is_kept_is_one_clear_message(tmp_path, damage, words):
+    import json
+
+    save_model(tmp_path, build(ModelSpec(name="resnet20", width=0.25), num_classes=10, in_shape=SHAPE))
+    file = tmp_path / "model.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "kept": damage}))
+    with pytest.raises(UserError, match=words):
+        load_model(tmp_path)
 
 
 def test_a_network_of_ones_own_is_filled_from_its_uncut_self(tmp_path):
@@ -357,6 +396,7 @@ def test_bad_input_is_one_clear_message_and_changes_nothing(tmp_path):
         ({"steps": 3, "finetune": {"epochs": 2}}, "must not exceed the epochs"),
         ({"steps": 2, "ratios": {"a": 0.5}, "finetune": {"epochs": 2}}, "not ratios"),
         ({"importance": "taylor", "reduce": "sum"}, "one value for all"),
+        ({"importance": "lap", "fold": True}, "fold is for the norms"),
     ],
 )
 def test_bad_parameters_are_one_clear_message(params, words):

@@ -52,6 +52,7 @@ class Params:
         "bn_scale" (of batch norm's scales), "taylor" (what the loss would change by, estimated from gradients).
     reduce: of the importances of the layers that are coupled in a channel: "mean" or "sum". (taylor is one value for all
         of them: there is nothing to choose.)
+    fold: for l1 and l2: batch norms are folded into the layers before them, as in an exported file, before the norms are taken.
     scope: "global" cuts the least important channels wherever they are; "layer" the same fraction everywhere.
     which: "inner": channels inside the blocks, which one layer writes; "stream": those of residual streams, which several
         layers add into; "all": both.
@@ -71,6 +72,7 @@ class Params:
     ratios: dict[str, Ratio] | None = None
     importance: Literal["l1", "l2", "lap", "bn_scale", "taylor"] = "l2"
     reduce: Literal["mean", "sum"] = "mean"
+    fold: bool = False
     scope: Literal["global", "layer"] = "global"
     which: Literal["inner", "stream", "all"] = "inner"
     multiple: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
@@ -90,6 +92,8 @@ class Params:
             raise ValueError(f"one budget at a time: {' and '.join(budgets)} are given")
         if self.ratios == {}:
             raise ValueError("ratios: name at least one layer")
+        if self.fold and self.importance not in ("l1", "l2"):
+            raise ValueError(f"fold is for the norms l1 and l2, not for {self.importance}")
         if self.importance == "taylor" and self.reduce != "mean":
             raise ValueError("reduce is for l1, l2 and bn_scale; taylor is one value for all coupled layers")
         if (self.device is not None or self.format != "onnx-fp32") and not needs_device(self):

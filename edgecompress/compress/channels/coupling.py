@@ -38,7 +38,23 @@ def couple(model: nn.Module, in_shape: tuple[int, int, int]) -> Links:
         if writes(module) and uses.get(module, 0) > 1:
             links.lock_module(name, f"{name} is used more than once")
     _lock_shared(traced, links)
+    links.folds = _folds(graph, names)
     return links
+
+
+def _folds(graph: Any, names: dict[Any, str]) -> dict[str, str]:
+    """Batch norm → the layer right before it, into which an exporter folds it."""
+    from torch import nn
+
+    from edgecompress.models.kept import WEIGHTED
+
+    found = {}
+    for module, node in graph.module2node.items():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module in names and len(node.inputs) == 1:
+            source = node.inputs[0]
+            if isinstance(source.module, WEIGHTED) and source.module in names and len(source.outputs) == 1:
+                found[names[module]] = names[source.module]
+    return found
 
 
 def _trace(model: nn.Module, example: Any) -> tuple[Any, dict[nn.Module, int]]:
@@ -102,6 +118,7 @@ class Links:
         self.parent: dict[Element, Element] = {}
         self.locks: dict[Element, str] = {}
         self.added: set[Element] = set()
+        self.folds: dict[str, str] = {}
 
     def root(self, element: Element) -> Element:
         self.parent.setdefault(element, element)

@@ -48,7 +48,8 @@ class Cutter:
             raise UserError(_nothing(groups), fix="Exclude fewer layers, or choose which: all.")
         values = importance.score(
             self.model, open_groups, params.importance,
-            reduce=params.reduce, in_shape=self.in_shape, data=self.context.data, images=params.images, seed=self.context.seed,
+            reduce=params.reduce, fold=params.fold, in_shape=self.in_shape,
+            data=self.context.data, images=params.images, seed=self.context.seed,
         )  # fmt: skip
         prices = budget.Prices(self.model, open_groups, self.in_shape)
         if self.whole is None:

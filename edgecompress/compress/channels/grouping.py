@@ -9,7 +9,7 @@ other than per-channel ones touches, whose layers are used twice, or that ends i
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,13 +42,14 @@ class Group:
     """Units 0 … size − 1 that are cut one by one out of the slots. writers: the layers whose output channels they are.
 
     stream: several writers are added up into these channels (a residual stream); else they are inner channels of one layer.
-    locked: why none of it can be cut; None when it can.
+    folds: batch norm → the layer of the group that it follows at once. locked: why none of it can be cut; None when it can.
     """
 
     writers: tuple[str, ...]
     size: int
     slots: tuple[Slot, ...]
     stream: bool
+    folds: Mapping[str, str]
     locked: str | None = None
 
     @property
@@ -101,7 +102,8 @@ def _assemble(model: nn.Module, links: Links) -> list[Group]:
             s for s in slots if s.side == "out" and not writes(modules[s.module]) and not passes_on(modules[s.module])
         ]
         stream = bool(is_added) and len(writers) + len(shortcuts) > 1
-        groups.append(Group(tuple(writers), len(roots), slots, stream, reason))
+        folds = {s.module: links.folds[s.module] for s in slots if s.module in links.folds}
+        groups.append(Group(tuple(writers), len(roots), slots, stream, folds, reason))
     return groups
 
 

@@ -26,6 +26,7 @@ def score(
     kind: str,
     *,
     reduce: str,
+    fold: bool = False,
     in_shape: tuple[int, int, int],
     data: Dataset | None,
     images: int,
@@ -33,7 +34,8 @@ def score(
 ) -> list[np.ndarray]:
     """For each group the importance of its units, float64 (size,), not negative; comparable between groups.
 
-    kind: "l1", "l2", "lap", "bn_scale", "taylor". reduce: "mean" or "sum" over the coupled layers. in_shape: (C, H, W) of an
+    kind: "l1", "l2", "lap", "bn_scale", "taylor". reduce: "mean" or "sum" over the coupled layers. fold: for
+    l1 and l2, batch norms folded into the layers before them. in_shape: (C, H, W) of an
     image. UserError: bn_scale for a group without batch norm, taylor without data, lap for a network that cannot be followed.
     """
     if kind == "lap":
@@ -43,17 +45,36 @@ def score(
     elif kind == "bn_scale":
         values = [_bn_scale(model, group, reduce) for group in groups]
     else:
-        values = [_norm(model, group, 1 if kind == "l1" else 2, reduce) for group in groups]
+        values = [_norm(model, group, 1 if kind == "l1" else 2, reduce, fold) for group in groups]
     if kind in COMPARABLE:
         return values
     return [value / max(value.mean(), np.finfo(np.float64).tiny) for value in values]
 
 
-def _norm(model: nn.Module, group: Group, power: int, reduce: str) -> np.ndarray:
-    """Σ |w|^power of each unit's weights, layer by layer: rows of the writers, columns of the readers, batch norm's scale."""
-    weights = ((slot, getattr(model.get_submodule(slot.module), "weight", None)) for slot in group.slots)
-    valued = ((slot, weight.detach().double().abs() ** power) for slot, weight in weights if weight is not None)
+def _norm(model: nn.Module, group: Group, power: int, reduce: str, fold: bool) -> np.ndarray:
+    """Σ |w|^power of each unit's weights, layer by layer: rows of the writers, columns of the readers, batch norm's scale.
+
+    fold: a batch norm is no layer of its own but a factor of the rows before it, γ / √(variance + eps), as in an exported file.
+    """
+    folded = {layer: norm for norm, layer in group.folds.items()} if fold else {}
+    valued = []
+    for slot in group.slots:
+        weight = getattr(model.get_submodule(slot.module), "weight", None)
+        if weight is None or slot.module in folded.values():
+            continue
+        value = weight.detach().double()
+        if slot.side == "out" and slot.module in folded:
+            value = value * _factor(model.get_submodule(folded[slot.module])).reshape(-1, *[1] * (value.ndim - 1))
+        valued.append((slot, value.abs() ** power))
     return _reduced(_layer_sums(model, group, valued), reduce)
+
+
+def _factor(norm: Any) -> Tensor:
+    """What a batch norm in eval mode multiplies each channel by, float64 (channels,)."""
+    import torch
+
+    scale = torch.ones(norm.num_features, dtype=torch.float64) if norm.weight is None else norm.weight.detach().double()
+    return scale if norm.running_var is None else scale / torch.sqrt(norm.running_var.double() + norm.eps)
 
 
 def _lookahead(

@@ -56,7 +56,7 @@ def differs(model: nn.Module, keep: Keep, in_shape: tuple[int, int, int]) -> str
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).strip().splitlines()[0]
         return f"the network does not run without these channels ({reason})"
-    scale = max(float(wide.abs().max()), 1e-6)
+    scale = max(float(wide.abs().max()), 1e-12)
     if narrow.shape == wide.shape and float((narrow - wide).abs().max()) <= EXACT * scale:
         return None
     return "an operation in the network's forward mixes or counts these channels"
