@@ -59,10 +59,11 @@ def decode(index: RelativeIndex, bits: int | None = None) -> NDArray[np.int64]:
 
     bits: where given, a stored gap that does not fit in so many is a UserError.
     """
-    if len(index.gaps) != len(index.filler):
+    gaps, filler = (np.asarray(part) for part in index)
+    if gaps.size != filler.size:
         raise UserError("a relative index has as many gaps as entries", fix="Give what `encode` returned.")
-    if bits is not None and len(index.gaps) and int(np.max(index.gaps)) >> bits:
+    if bits is not None and gaps.size and int(gaps.max()) >> bits:
         raise UserError(f"a stored gap does not fit in {bits} bits", fix="Give the bits that it was encoded with.")
-    places = np.cumsum(np.asarray(index.gaps), dtype=np.int64)
-    places += np.arange(len(places))
-    return places[~np.asarray(index.filler)]
+    places = np.cumsum(gaps, dtype=np.int64)
+    places += np.arange(places.size)
+    return places[~filler.astype(bool)]
