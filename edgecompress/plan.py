@@ -35,6 +35,8 @@ MODEL_CODE = (
     "kmeans.py",
     "patterns.py",
     "quantization.py",
+    "histograms.py",
+    "sites.py",
     "recipe.py",
     "evaluate.py",
     "cost.py",
@@ -43,7 +45,16 @@ MODEL_CODE = (
     "tracing.py",
     "compress/contract.py",
 )
-EXPORT_CODE = ("export", "masks.py", "codebooks.py", "quantization.py", "data", "records.py")
+EXPORT_CODE = (
+    "export",
+    "masks.py",
+    "codebooks.py",
+    "quantization.py",
+    "histograms.py",
+    "sites.py",
+    "data",
+    "records.py",
+)
 MEASURE_CODE = ("measurement.py", "rounds.py", "records.py", "operators.py")
 DEVICE_STEP_CODE = (
     *EXPORT_CODE, *MEASURE_CODE, "channel_sweep.py", "sweep_networks.py", "latency_search.py", "on_device.py", "stats.py",

@@ -6,7 +6,8 @@ formats ignore them. A deep copy of the model keeps them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -25,14 +26,16 @@ class Quantization:
     """Settings of the int8 exporters. Defaults: what an export without the step `quantize` does.
 
     calibration: how the range of each activation tensor follows from the calibration images: minmax, percentile, mse or
-    entropy (see export/histograms.py). percentile: for percentile, in percent. weights: one scale per output channel or one
-    per tensor. float_layers: names of layers (modules) that stay in float.
+    entropy (see histograms.py). percentile: for percentile, in percent. weights: one scale per output channel or one
+    per tensor. float_layers: names of layers (modules) that stay in float. ranges: site of the network (see sites.py) → the range
+    that its activations were trained with, which goes before calibration.
     """
 
     calibration: Calibration = "minmax"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     weights: Granularity = "channel"
     float_layers: tuple[str, ...] = ()
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 DEFAULT = Quantization()

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgecompress import quantization
+from edgecompress import histograms, quantization
 from edgecompress.errors import StepFailed
-from edgecompress.export import census_onnx, histograms, onnx_fp32
+from edgecompress.export import census_onnx, onnx_fp32, trained_ranges
 from edgecompress.export.contract import ExportContext, check_calibration
 from edgecompress.export.quiet import quiet
 
@@ -29,6 +29,8 @@ SUFFIX = ".onnx"
 FILE_TYPE = "onnx"
 INT8 = True
 PACKAGES = ("torch", "onnx", "onnxruntime")
+
+_MOVES = ("MaxPool", "Reshape", "Flatten", "Transpose", "Slice", "Pad", "Squeeze", "Unsqueeze")
 
 _BATCH_ELEMENTS = 2_000_000
 """Input elements that calibration runs at a time: 8 MB of float32, some hundred MB of activations."""
@@ -42,17 +44,16 @@ def export(model: nn.Module, destination: Path, context: ExportContext) -> None:
         source, prepared = Path(scratch) / "float.onnx", Path(scratch) / "prepared.onnx"
         onnx_fp32.export(model, source, context)
         with quiet():
-            _quantise(source, prepared, destination, context, quantization.get(model))
+            _quantise(source, prepared, destination, context, model)
 
 
-def _quantise(
-    source: Path, prepared: Path, destination: Path, context: ExportContext, settings: quantization.Quantization
-) -> None:
+def _quantise(source: Path, prepared: Path, destination: Path, context: ExportContext, model: nn.Module) -> None:
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     # Shapes must be known and constants folded first: otherwise residual additions stay float.
     quant_pre_process(str(source), str(prepared))
+    settings = quantization.get(model)
     quantize_static(
         str(prepared),
         str(destination),
@@ -67,7 +68,7 @@ def _quantise(
         extra_options={
             "WeightSymmetric": True,
             "ActivationSymmetric": context.activation_type == "symmetric-int8",
-            "TensorQuantOverrides": _ranges(prepared, context, settings),
+            "TensorQuantOverrides": _ranges(prepared, context, model),
         },
     )
 
@@ -90,20 +91,37 @@ def _nodes(prepared: Path, layers: tuple[str, ...]) -> list[str]:
     return [name for nodes in found.values() for name in nodes]
 
 
-def _ranges(
-    prepared: Path, context: ExportContext, settings: quantization.Quantization
-) -> dict[str, list[dict[str, Any]]]:
+def _ranges(prepared: Path, context: ExportContext, model: nn.Module) -> dict[str, list[dict[str, Any]]]:
     """Tensor name → its range, for `quantize_static`; empty where that finds the same range (minimum and maximum) itself."""
-    if settings.calibration == "minmax":
-        return {}
-    found = histograms.collect(lambda: _activations(prepared, context.calibration))
-    symmetric = context.activation_type == "symmetric-int8"
-    ranges = {}
-    for name, histogram in found.items():
-        low, high = histograms.covered(histogram, settings, symmetric=symmetric)
-        if high > low:
-            ranges[name] = [{"rmin": np.float32(low), "rmax": np.float32(high)}]
-    return ranges
+    settings = quantization.get(model)
+    ranges: dict[str, tuple[float, float]] = {}
+    if settings.calibration != "minmax":
+        symmetric = context.activation_type == "symmetric-int8"
+        kept = histograms.collect(lambda: _activations(prepared, context.calibration))
+        ranges = {
+            name: histograms.covered(histogram, settings, symmetric=symmetric) for name, histogram in kept.items()
+        }
+    if settings.ranges:
+        trained = trained_ranges.of_tensors(
+            model, settings.ranges, context.calibration, lambda images: _activations(prepared, images), nhwc=False
+        )
+        ranges |= _handed_on(prepared, trained)
+    return {
+        name: [{"rmin": np.float32(low), "rmax": np.float32(high)}]
+        for name, (low, high) in ranges.items()
+        if high > low
+    }
+
+
+def _handed_on(prepared: Path, ranges: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """The ranges, and those of the tensors that a node makes by only moving values: the same, so that nothing rounds twice."""
+    import onnx
+
+    known = dict(ranges)
+    for node in onnx.load(str(prepared), load_external_data=False).graph.node:
+        if node.op_type in _MOVES and node.input[0] in known:
+            known.setdefault(node.output[0], known[node.input[0]])
+    return known
 
 
 def _activations(prepared: Path, images: np.ndarray) -> Iterable[dict[str, np.ndarray]]:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgecompress import quantization
+from edgecompress import histograms, quantization
 from edgecompress.errors import StepFailed
-from edgecompress.export import census_tflite, histograms, tflite_fp32
+from edgecompress.export import census_tflite, tflite_fp32, trained_ranges
 from edgecompress.export.contract import ExportContext, check_calibration, check_installed
 from edgecompress.export.quiet import quiet
 
@@ -43,20 +43,24 @@ def export(model: nn.Module, destination: Path, context: ExportContext) -> None:
         source = Path(scratch) / "float.tflite"
         tflite_fp32.export(model, source, context)
         with quiet():
-            quantise(source, destination, context.calibration, quantization.get(model))
+            quantise(source, destination, context.calibration, model)
 
 
 def quantise(
     source: Path,
     destination: Path,
     calibration: np.ndarray,
-    settings: quantization.Quantization = quantization.DEFAULT,
+    model: nn.Module | None = None,
 ) -> None:
-    """Quantise the float .tflite `source` (one input, NHWC) with float32 NCHW calibration images."""
+    """Quantise the float .tflite `source` (one input, NHWC) with float32 NCHW calibration images.
+
+    model: the network that the file was made of, for its settings; None: default settings.
+    """
     from ai_edge_quantizer import qtyping, quantizer, recipe_manager
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
     from ai_edge_quantizer.qtyping import TFLOperationName as Operation
 
+    settings = quantization.DEFAULT if model is None else quantization.get(model)
     recipe = recipe_manager.RecipeManager()
     tensorwise = {"weight_granularity": qtyping.QuantGranularity.TENSORWISE} if settings.weights == "tensor" else {}
     recipe.add_static_config(
@@ -74,7 +78,13 @@ def quantise(
     work = quantizer.Quantizer(str(source), recipe.get_quantization_recipe())
     found = ranges(source, calibration, work)
     if settings.calibration != "minmax":
-        found = _narrowed(source, calibration, settings, found)
+        kept = histograms.collect(lambda: _activations(source, calibration, set(found)))
+        _put(found, {name: histograms.covered(histogram, settings) for name, histogram in kept.items()})
+    if model is not None and settings.ranges:
+        trained = trained_ranges.of_tensors(
+            model, settings.ranges, calibration, lambda images: _activations(source, images, set(found)), nhwc=True
+        )
+        _put(found, trained)
     work.quantize(found).export_model(str(destination), overwrite=True)
 
 
@@ -107,17 +117,12 @@ def _scopes(source: Path, layers: tuple[str, ...]) -> list[str]:
     return [scope for scopes in found.values() for scope in scopes]
 
 
-def _narrowed(
-    source: Path, calibration: np.ndarray, settings: quantization.Quantization, found: dict[str, dict[str, np.ndarray]]
-) -> dict[str, dict[str, np.ndarray]]:
-    """The ranges of `found` with those of the activations by the settings' rule."""
-    kept = histograms.collect(lambda: _activations(source, calibration, set(found)))
-    narrowed = dict(found)
-    for name, histogram in kept.items():
-        low, high = histograms.covered(histogram, settings)
-        shape = np.asarray(found[name]["min"]).shape
-        narrowed[name] = {"min": np.full(shape, low, np.float32), "max": np.full(shape, high, np.float32)}
-    return narrowed
+def _put(found: dict[str, dict[str, np.ndarray]], ranges: dict[str, tuple[float, float]]) -> None:
+    """Replace the ranges of some tensors, in the shapes that the quantizer gave them."""
+    for name, (low, high) in ranges.items():
+        if high > low:
+            shape = np.asarray(found[name]["min"]).shape
+            found[name] = {"min": np.full(shape, low, np.float32), "max": np.full(shape, high, np.float32)}
 
 
 def _activations(source: Path, calibration: np.ndarray, wanted: set[str]) -> Iterable[dict[str, np.ndarray]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgecompress.export.histograms import BINS, Histogram, collect, covered
+from edgecompress.histograms import BINS, Histogram, collect, covered
 from edgecompress.quantization import Quantization
 
 

@@ -8,6 +8,11 @@ from torch import Tensor, nn
 from edgecompress.quantization import Granularity
 
 
+def limit(bits: int) -> int:
+    """The largest integer of a symmetric weight: 127, or 64 of 7 bits (ONNX Runtime's reduced range goes from -64 to 64)."""
+    return 127 if bits == 8 else 64
+
+
 def rounded_weight(layer: nn.Module, bits: int, granularity: Granularity) -> Tensor:
     """The layer's weight after symmetric rounding to `bits` bits, in floating point; same shape.
 
@@ -17,10 +22,10 @@ def rounded_weight(layer: nn.Module, bits: int, granularity: Granularity) -> Ten
     weight = layer.weight.detach()
     axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
     others = [k for k in range(weight.dim()) if k != axis] if granularity == "channel" else list(range(weight.dim()))
-    limit = 2 ** (bits - 1) - 1
-    scale = weight.abs().amax(others, keepdim=True) / limit
+    most = limit(bits)
+    scale = weight.abs().amax(others, keepdim=True) / most
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return torch.round(weight / scale).clamp(-limit, limit) * scale
+    return torch.round(weight / scale).clamp(-most, most) * scale
 
 
 def rounded(values: Tensor, low: float, high: float) -> Tensor:

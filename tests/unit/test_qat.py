@@ -1,0 +1,155 @@
+"""Training with rounding: what is rounded where, how gradients pass, and that the int8 file computes what was trained."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edgecompress as ec
+from edgecompress import data, masks, quantization, sites
+from edgecompress.compress.qat.network import Rounding, simulated
+from edgecompress.errors import UserError
+from edgecompress.export.contract import export_artifact
+from edgecompress.models import build
+from edgecompress.models.checkpoint import load_model, save_model
+from edgecompress.study import ModelSpec
+from tests.small_nets import few_digits, small_net
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Dataset:
+    torch.set_num_threads(1)
+    return few_digits()
+
+
+@pytest.fixture(scope="module")
+def trained(digits: data.Dataset) -> nn.Module:
+    model = build(ModelSpec(name="resnet20", width=0.25), num_classes=10, in_shape=(1, 32, 32), seed=1)
+    masks.put(model, {"layer1.0.conv1.weight": torch.arange(144).reshape(4, 4, 3, 3) % 2 == 0})
+    return ec.compress(model, "qat", data=digits, epochs=1, lr=0.05).model
+
+
+def test_sites_are_where_engines_put_scales() -> None:
+    traced = sites.trace(small_net())
+    assert [(site.node, site.like) for site in sites.find(traced)] == [
+        ("x", "x"), ("relu", "relu"), ("relu_1", "relu_1"), ("relu_2", "relu_2"), ("fc2", "fc2"),
+    ]  # fmt: skip
+    assert sites.scales(traced)["flatten"] == "relu_1"  # through the pooling
+
+
+def test_an_addition_and_an_average_have_their_scales() -> None:
+    model = build(ModelSpec(name="resnet20", width=0.25), num_classes=10, in_shape=(1, 32, 32))
+    found = {site.node: site.like for site in sites.find(sites.trace(model))}
+    assert found["layer1_0_bn2"] == "layer1_0_bn2"  # without a ReLU of its own
+    assert found["pool"] == "relu_18"
+    assert len(found) == 1 + 19 + 9 + 1 + 1
+
+
+def test_gradients_pass_inside_and_move_the_end_that_clips() -> None:
+    rounding = Rounding(-1.0, 2.0, learned=True)
+    x = torch.tensor([-5.0, 0.3, 1.0, 7.0, 8.0], requires_grad=True)
+    out = rounding(x)
+    step = 3 / 255
+    torch.testing.assert_close(out / step, torch.round(out / step), rtol=0, atol=1e-3)
+    out.sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [0, 1, 1, 0, 0]
+    assert rounding.ends.grad is not None and rounding.ends.grad.tolist() == [1, 2]
+
+
+def test_observed_ranges_follow_training_and_stand_still_afterwards() -> None:
+    rounding = Rounding(0.0, 1.0, learned=False)
+    rounding(torch.tensor([-1.0, 11.0]))
+    torch.testing.assert_close(rounding.ends, torch.tensor([-0.01, 1.1]))
+    rounding.eval()(torch.tensor([100.0]))
+    torch.testing.assert_close(rounding.ends, torch.tensor([-0.01, 1.1]))
+
+
+def test_masks_hold_and_the_model_keeps_its_own_forward(trained: nn.Module) -> None:
+    weight = dict(trained.named_parameters())["layer1.0.conv1.weight"].detach()
+    assert not weight.reshape(-1)[1::2].any() and weight.reshape(-1)[::2].all()
+    assert not any("forward" in module.__dict__ for module in trained.modules())
+    assert not any(isinstance(module, Rounding) for module in trained.modules())
+
+
+@pytest.mark.parametrize("form", ["onnx-int8", "tflite-int8"])
+def test_the_file_computes_what_was_trained(
+    trained: nn.Module, digits: data.Dataset, tmp_path: Path, form: str
+) -> None:
+    if form.startswith("tflite"):
+        pytest.importorskip("litert_torch")
+    artifact = export_artifact(
+        trained, form, tmp_path, dataset=digits, activation_type="int8", cache=tmp_path / "cache"
+    )
+    images = data.normalise(digits.test.images(np.arange(100)), digits.mean, digits.std)
+    with torch.no_grad():
+        expected = simulated(trained)(torch.from_numpy(images)).numpy()
+    low, high = quantization.get(trained).ranges["linear"]
+    got, scale = outputs(tmp_path / artifact.file, images)
+    assert scale == pytest.approx((high - low) / 255, rel=1e-5)
+    steps = np.abs(got - expected) / scale
+    # Not all: a value on the border of two steps falls to either side with the order of a sum, and 20 layers pass it on.
+    assert (steps < 1.01).mean() >= 0.97 and steps.max() < 8
+
+
+def outputs(path: Path, images: np.ndarray) -> tuple[np.ndarray, float]:
+    """The file's outputs by exact integer sums, and the scale of the output."""
+    if path.suffix == ".onnx":
+        import onnx
+        import onnxruntime
+
+        graph = onnx.load(str(path)).graph
+        stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
+        (last,) = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.output[0] == graph.output[0].name]
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = onnxruntime.InferenceSession(str(path), options)
+        return session.run(None, {"input": images})[0], float(stored[last.input[1]])
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(path))
+    interpreter.allocate_tensors()
+    entry, exit_ = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    (scale, zero), (out_scale, out_zero) = entry["quantization"], exit_["quantization"]
+    found = []
+    for image in images.transpose(0, 2, 3, 1):
+        interpreter.set_tensor(entry["index"], np.clip(np.round(image / scale) + zero, -128, 127).astype(np.int8)[None])
+        interpreter.invoke()
+        found.append((interpreter.get_tensor(exit_["index"])[0].astype(np.float32) - out_zero) * out_scale)
+    return np.array(found), float(out_scale)
+
+
+def test_ranges_survive_a_model_directory(trained: nn.Module, tmp_path: Path) -> None:
+    save_model(tmp_path / "m", trained)
+    again = quantization.get(load_model(tmp_path / "m")).ranges
+    assert dict(again) == quantization.get(trained).ranges
+
+
+def test_bad_requests_are_refused_in_one_message(digits: data.Dataset) -> None:
+    class Sigmoid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1024, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sigmoid(self.layer(x.flatten(1)))
+
+    class Branching(Sigmoid):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.flatten(1)) if x.sum() > 0 else self.layer(-x.flatten(1))
+
+    before = copy.deepcopy(small_net())
+    with pytest.raises(UserError, match="sigmoid"):
+        ec.compress(Sigmoid(), "qat", data=digits)
+    with pytest.raises(UserError, match="cannot be traced"):
+        ec.compress(Branching(), "qat", data=digits)
+    with pytest.raises(UserError, match="data"):
+        ec.compress(before, "qat")
+    with pytest.raises(ValueError, match="method qat"):
+        simulated(small_net())
