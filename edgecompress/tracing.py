@@ -171,7 +171,6 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
         flows = [(t, flow) for t, flow in traced if t.is_floating_point()]
         if name in ACTIVATIONS:
             self.rectified.append(self._channels(flows[0][1], 1, flows[0][0].shape) if flows else None)
-        before = [(t, t._version) for t in tensors] if func._schema.is_mutable else []
         out = func(*args, **kwargs)
         if traced and name not in _CREATES:
             results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
@@ -179,7 +178,11 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
             if found is None:
                 self._not_followed(name, [flow for _, flow in flows])
                 found = [self._source(t) for t in results]
-            written = [t for t, version in before if t._version != version]
+            written = [
+                args[place] if place < len(args) else kwargs.get(argument.name)
+                for place, argument in enumerate(func._schema.arguments)
+                if argument.alias_info is not None and argument.alias_info.is_write
+            ]
             for tensor, flow in zip(results, found, strict=True):
                 self._put(tensor, flow, overwrites=any(tensor is t for t in written))
         return out
@@ -193,7 +196,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
             record = self.overwritten.get(tensor.untyped_storage()._cdata)
             if record is not None and tensor not in record.fresh:
                 # Another view of its memory was written: what its elements are now is not followed.
-                self._not_followed("write through a view", record.flows)
+                self._not_followed("write through a view", [*record.flows, *([] if flow is None else [flow])])
                 flow = self._source(tensor)
                 self._put(tensor, flow, overwrites=False)
         return flow
@@ -201,8 +204,10 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
     def _put(self, tensor: Tensor, flow: Tensor, *, overwrites: bool) -> None:
         storage = tensor.untyped_storage()
         if overwrites and flow is not self.flows.get(tensor):
+            known = self.overwritten.get(storage._cdata)
+            earlier = known.flows if known is not None and not known.weak.expired() else []
             self.overwritten[storage._cdata] = _Overwritten(
-                StorageWeakRef(storage), WeakTensorKeyDictionary(), [flow.clone()]
+                StorageWeakRef(storage), WeakTensorKeyDictionary(), [*earlier, flow]
             )
         self.flows[tensor] = flow
         if self.overwritten and storage._cdata in self.overwritten:

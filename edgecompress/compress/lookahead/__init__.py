@@ -134,8 +134,9 @@ def scores(
     activation-weighted variant. batch_norm, bn_eps: as in `Params`. dtype: of the scores; default the weight's own, float32
     where that has 16 bits. Layers that take no part in a run of the model are left out. UserError: as in `apply`.
     """
-    from edgecompress.compress.lookahead.selection import resolve, select
+    from edgecompress.compress.lookahead.selection import check_mode, resolve, select
 
+    check_mode(mode)
     scorer = _scorer(
         model, prunable(model), example_input, images=images, batch_norm=batch_norm, bn_eps=bn_eps, dtype=dtype
     )

@@ -33,11 +33,9 @@ def select(
         raise UserError(f"splits must be 1 or more, not {splits}")
     if scope == "global" and mode != "base":
         raise UserError("scope global prunes all layers at once: it takes mode base")
-    if mode not in ("base", "forward", "backward") or scope not in ("layer", "global"):
-        raise UserError(
-            f"there is no mode {mode!r} with scope {scope!r}",
-            fix="Modes: base, forward, backward. Scopes: layer, global.",
-        )
+    if scope not in ("layer", "global"):
+        raise UserError(f"there is no scope {scope!r}", fix="Scopes: layer, global.")
+    check_mode(mode)
     kept = {name: present[name] for name in ratios if name in present}
     order = list(ratios) if mode != "backward" else list(reversed(ratios))
     for split in range(splits):
@@ -59,6 +57,12 @@ def select(
             for name, mask in chosen.items():
                 scorer.drop(name, mask)
     return {name: kept[name] for name in ratios}
+
+
+def check_mode(mode: str) -> None:
+    """UserError when there is no such mode."""
+    if mode not in ("base", "forward", "backward"):
+        raise UserError(f"there is no mode {mode!r}", fix="Modes: base, forward, backward.")
 
 
 def _overall(scorer: Scorer, removed: Mapping[str, float], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
