@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from edgecompress.errors import UserError
 from edgecompress.study import ExistingPath, ModelSpec, Spec, TrainSpec
@@ -99,9 +99,24 @@ class TeacherSpec(RelativeSpec):
         return self
 
 
-def one_or_more(value: Any) -> Any:
-    """A list of teachers, from a list or from one of them alone."""
-    return [value] if isinstance(value, (str, dict)) else value
+def _listed(value: Any) -> Any:
+    found = [value] if isinstance(value, (str, dict)) else value
+    if isinstance(found, (list, tuple)) and not found:
+        raise ValueError("name one teacher at least, or leave teachers out")
+    return found
+
+
+def _kind(value: Any) -> str:
+    return "word" if isinstance(value, str) else "model"
+
+
+Teacher = Annotated[
+    Annotated[Literal["dense"], Tag("word")] | Annotated[TeacherSpec, Tag("model")], Discriminator(_kind)
+]
+"""`dense`, the model that the recipe started from, or another trained network."""
+
+Teachers = Annotated[tuple[Teacher, ...], BeforeValidator(_listed)]
+"""One teacher or more; one alone may stand without its list."""
 
 
 class DistillSpec(Spec):
@@ -109,9 +124,8 @@ class DistillSpec(Spec):
 
     temperature: float = Field(default=4.0, gt=0, allow_inf_nan=False, description="T, softens both outputs")
     alpha: float = Field(default=0.9, ge=0, le=1, description="weight of the soft part; the labels have 1 − alpha")
-    teachers: Annotated[tuple[Literal["dense"] | TeacherSpec, ...], BeforeValidator(one_or_more)] = Field(
+    teachers: Teachers = Field(
         default=("dense",),
-        min_length=1,
         description="dense (the model that the recipe started from), or models with weights; several are an ensemble",
     )
     mean: Literal["arithmetic", "geometric"] = Field(

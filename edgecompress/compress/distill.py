@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field
 
 from edgecompress import masks
 from edgecompress.compress.contract import FINETUNE_LR, Context
-from edgecompress.distillation import DistillSpec, FineTuneSpec, RelativeSpec, TeacherSpec, one_or_more
+from edgecompress.distillation import DistillSpec, FineTuneSpec, RelativeSpec, Teachers
 from edgecompress.study import Positive, TrainSpec
 
 if TYPE_CHECKING:
@@ -46,9 +46,7 @@ class Params:
     student: Annotated[RelativeSpec | None, BeforeValidator(_by_name)] = None
     temperature: Annotated[Positive, Field(allow_inf_nan=False)] = 4.0
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.9
-    teachers: Annotated[
-        tuple[Literal["dense"] | TeacherSpec, ...], BeforeValidator(one_or_more), Field(min_length=1)
-    ] = ("dense",)
+    teachers: Teachers = ("dense",)
     mean: Literal["arithmetic", "geometric"] = "arithmetic"
     cache: bool = True
     epochs: Annotated[int, Field(ge=1)] | None = None

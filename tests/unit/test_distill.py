@@ -291,13 +291,14 @@ def test_a_copy_that_cannot_be_made_is_one_clear_message(tmp_path, dense, studen
     ("params", "words"),
     [
         ({"teachers": [{"name": "resnet20"}]}, "must be trained: give its weights"),
-        ({"teachers": []}, "teachers"),
-        ({"teachers": ["sparse"]}, "teachers"),
+        ({"teachers": []}, "name one teacher at least"),
+        ({"teachers": ["sparse"]}, r"teachers\.0\.word: Input should be 'dense'"),
         ({"teachers": {"weights": "/nowhere.pt"}}, "no such file"),
         ({"student": {"name": "resnet20", "args": {"a": 1}}}, "takes width and depth only"),
         ({"mean": "harmonic"}, "mean"),
     ],
 )
 def test_bad_teachers_and_students_are_one_clear_message(params, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as caught:
         parse_params("distill", params)
+    assert str(caught.value).count("method distill") == 1  # one mistake, one message
