@@ -255,6 +255,17 @@ def test_a_cut_network_is_saved_as_its_base_and_comes_back_bit_for_bit(tmp_path)
             cut, _ = prune(again, tmp_path, macs=0.7, multiple=1, which="all")
 
 
+def test_a_network_of_ones_own_is_cut_without_data_when_an_example_tells_its_input():
+    import edgecompress
+
+    model = nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 4))
+    result = edgecompress.compress(model, "channels", macs=0.5, multiple=1, example_input=torch.zeros(1, 12))
+    assert result.model[0].out_features == 20 and model[0].out_features == 40
+    assert result.report.cost_after.macs * 2 == result.report.cost_before.macs
+    with pytest.raises(UserError, match="size of its images"):
+        edgecompress.compress(model, "channels")
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [

@@ -36,7 +36,7 @@ class _Layer:
 class Prices:
     """MACs and parameters of a network after any cut, reckoned without making it: the same that `edgecompress.cost` counts."""
 
-    def __init__(self, model: nn.Module, groups: Sequence[Group], in_shape: tuple[int, int, int]) -> None:
+    def __init__(self, model: nn.Module, groups: Sequence[Group], in_shape: tuple[int, ...]) -> None:
         from edgecompress import cost
 
         self._layers = _layers(model, in_shape)
@@ -72,7 +72,7 @@ class Prices:
         return macs, params
 
 
-def _layers(model: nn.Module, in_shape: tuple[int, int, int]) -> dict[str, _Layer]:
+def _layers(model: nn.Module, in_shape: tuple[int, ...]) -> dict[str, _Layer]:
     import torch
 
     from edgecompress.evaluate import device_of

@@ -1,4 +1,4 @@
-"""What is found out about a request before anything is cut: names that match, weights that are numbers, the images' size."""
+"""What is found out about a request before anything is cut: names that match layers, and weights that are numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgecompress.compress.channels import Params
-    from edgecompress.compress.contract import Context
 
 
 def check_finite(model: nn.Module) -> None:
@@ -36,18 +35,3 @@ def check_names(model: nn.Module, params: Params) -> None:
                 raise UserError(
                     f"{key}: {pattern!r} matches no convolution or linear layer", fix=near_misses(pattern, layers)
                 )
-
-
-def in_shape_of(model: nn.Module, context: Context) -> tuple[int, int, int]:
-    """(C, H, W) of the images: of the data, else of what the network was built for."""
-    from edgecompress.models import origin
-
-    if context.data is not None:
-        return context.data.in_shape
-    for network in (model, context.teacher):
-        known = origin(network)
-        if known is not None:
-            return known.in_shape
-    raise UserError(
-        "channels must know the size of the images to trace a network of one's own", fix="Pass data=… (or --data)."
-    )

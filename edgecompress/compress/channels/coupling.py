@@ -19,7 +19,7 @@ Element = tuple[str, str, int]
 """(module, side, channel)."""
 
 
-def couple(model: nn.Module, in_shape: tuple[int, int, int]) -> Links:
+def couple(model: nn.Module, in_shape: tuple[int, ...]) -> Links:
     """All channels of a network, joined where they can only go together. UserError when it cannot be traced."""
     import copy
 

@@ -28,7 +28,7 @@ class Cutter:
     def __init__(self, model: nn.Module, params: Params, context: Context) -> None:
         self.model, self.params, self.context = model, params, context
         checking.check_finite(model)
-        self.in_shape = checking.in_shape_of(model, context)
+        self.in_shape = context.input_shape(model, "channels")
         checking.check_names(model, params)
         self.multiple = measuring.multiple_for(model, self.in_shape, params, context)
         self.latency = (

@@ -62,7 +62,7 @@ class Group:
         return next(slot.per_unit for slot in self.slots if slot.module == self.name and slot.side == "out")
 
 
-def find_groups(model: nn.Module, in_shape: tuple[int, int, int]) -> list[Group]:
+def find_groups(model: nn.Module, in_shape: tuple[int, ...]) -> list[Group]:
     """The groups of a network, locked ones among them, in the order of its modules. UserError when it cannot be traced."""
     order = {name: number for number, (name, _) in enumerate(model.named_modules())}
     return sorted(_assemble(model, couple(model, in_shape)), key=lambda group: order[group.name])

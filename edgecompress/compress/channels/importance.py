@@ -27,7 +27,7 @@ def score(
     *,
     reduce: str,
     fold: bool = False,
-    in_shape: tuple[int, int, int],
+    in_shape: tuple[int, ...],
     data: Dataset | None,
     images: int,
     seed: int,
@@ -77,9 +77,7 @@ def _factor(norm: Any) -> Tensor:
     return scale if norm.running_var is None else scale / torch.sqrt(norm.running_var.double() + norm.eps)
 
 
-def _lookahead(
-    model: nn.Module, groups: Sequence[Group], reduce: str, in_shape: tuple[int, int, int]
-) -> list[np.ndarray]:
+def _lookahead(model: nn.Module, groups: Sequence[Group], reduce: str, in_shape: tuple[int, ...]) -> list[np.ndarray]:
     """Σ of the lookahead scores (Park et al. 2020) of each unit's weights, layer by layer as for the norms."""
     import torch
 

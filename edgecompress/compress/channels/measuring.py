@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgecompress.compress.channels import Params
     from edgecompress.compress.contract import Context
 
-InShape = tuple[int, int, int]
+InShape = tuple[int, ...]
 
 
 def multiple_for(model: nn.Module, in_shape: InShape, params: Params, context: Context) -> int:

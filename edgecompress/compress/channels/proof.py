@@ -24,7 +24,7 @@ EXACT = 1e-3
 Keep = Mapping[str, Mapping[str, Sequence[int]]]
 
 
-def unsafe(model: nn.Module, groups: Sequence[Group], in_shape: tuple[int, int, int]) -> dict[str, str]:
+def unsafe(model: nn.Module, groups: Sequence[Group], in_shape: tuple[int, ...]) -> dict[str, str]:
     """Group name → why it cannot be cut, of those whose units are not what the graph takes them for.
 
     One unit of each is cut, all at once; only where that goes wrong each group is looked at alone.
@@ -41,7 +41,7 @@ def unsafe(model: nn.Module, groups: Sequence[Group], in_shape: tuple[int, int, 
     return found
 
 
-def differs(model: nn.Module, keep: Keep, in_shape: tuple[int, int, int]) -> str | None:
+def differs(model: nn.Module, keep: Keep, in_shape: tuple[int, ...]) -> str | None:
     """Why the model with its channels cut to `keep` is not the model with the others at zero; None: it is. Left as it was."""
     import torch
 
