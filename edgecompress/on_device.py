@@ -136,7 +136,7 @@ class DeviceBench:
             files = []
             with self._progress.task(f"{label}: export", total=len(setting.widths)) as task:
                 for width in setting.widths:
-                    files.append(self._export(network(setting, width), in_shape, Path(scratch), f"width-{width}", kept))
+                    files.append(self.export(network(setting, width), in_shape, Path(scratch), f"width-{width}", kept))
                     task.advance()
             while len(rounds) < channel_sweep.MOST_ROUNDS:
                 number = len(rounds)
@@ -144,7 +144,7 @@ class DeviceBench:
                     order = files if number % 2 == 0 else files[::-1]
                     taken = {}
                     for file in order:
-                        taken[file] = self._latency_ms(file, _SWEEP_S)
+                        taken[file] = self.latency_ms(file, _SWEEP_S)
                         task.advance()
                 rounds.append([taken[file] for file in files])
                 if len(rounds) >= channel_sweep.LEAST_ROUNDS and channel_sweep.decide(setting, rounds).certain:
@@ -157,7 +157,7 @@ class DeviceBench:
         with tempfile.TemporaryDirectory() as scratch:
             yield Against(self, dense, in_shape, Path(scratch))
 
-    def _export(
+    def export(
         self, model: nn.Module, in_shape: tuple[int, int, int], folder: Path, stem: str, cache: Path | None = None
     ) -> Path:
         """The model as a file. int8 is calibrated on seeded noise: its values do not change how long it takes."""
@@ -169,7 +169,7 @@ class DeviceBench:
         context = ExportContext(in_shape, noise, self.profile.int8_activations, cache or folder / "cache")  # type: ignore[arg-type]
         return export_file(model, self._format, folder, stem, context)
 
-    def _latency_ms(self, file: Path, seconds: float, q: float = UNDISTURBED) -> float:
+    def latency_ms(self, file: Path, seconds: float, q: float = UNDISTURBED) -> float:
         """The q-quantile of one measurement's latencies."""
         measure = MeasureSpec(
             warmup_s=seconds / 3, min_s=seconds, blocks=3, rounds=1, threads=self._threads, score_on="none", power=None
@@ -191,12 +191,12 @@ class Against:
 
     def __init__(self, bench: DeviceBench, dense: nn.Module, in_shape: tuple[int, int, int], scratch: Path) -> None:
         self._bench, self._in_shape, self._scratch = bench, in_shape, scratch
-        self._dense = bench._export(dense, in_shape, scratch, "dense")
+        self._dense = bench.export(dense, in_shape, scratch, "dense")
         self._count = 0
 
     def dense_ms(self) -> float:
         """p50 of the dense network, for a budget in ms: the median of a few measurements."""
-        return statistics.median(self._bench._latency_ms(self._dense, _AGAINST_S, 0.5) for _ in range(_LEAST_ROUNDS))
+        return statistics.median(self._bench.latency_ms(self._dense, _AGAINST_S, 0.5) for _ in range(_LEAST_ROUNDS))
 
     def __call__(self, model: nn.Module, target: float | None = None) -> LatencyRatio:
         """The latency of `model` (left as it is) over the dense network's. StepFailed, UserError: as `Session.measure`.
@@ -205,13 +205,13 @@ class Against:
         """
         self._count += 1
         bench = self._bench
-        candidate = bench._export(model, self._in_shape, self._scratch, f"candidate-{self._count}")
+        candidate = bench.export(model, self._in_shape, self._scratch, f"candidate-{self._count}")
         taken: dict[Path, list[float]] = {self._dense: [], candidate: []}
         with bench._progress.task(f"candidate {self._count} on {bench.profile.name}", total=_MOST_ROUNDS) as task:
             while True:
                 number = len(taken[candidate])
                 for file in (self._dense, candidate) if number % 2 == 0 else (candidate, self._dense):
-                    taken[file].append(bench._latency_ms(file, _AGAINST_S))
+                    taken[file].append(bench.latency_ms(file, _AGAINST_S))
                 task.advance()
                 if number + 1 < _LEAST_ROUNDS or number % 2:  # an odd number of rounds has a median of its own
                     continue
