@@ -15,6 +15,9 @@ from edgecompress import stats
 
 TOLERANCE = 0.02
 MOST = 9
+CALM = 0.25
+"""Rounds of one network that lie farther apart tell of other work: an inference longer than a time slice is slowed by it, a shorter
+one is not, and no ratio of the two is to be trusted."""
 _SECANTS = 4
 """After so many measurements the bracket is halved: latency has a step there, which a secant only creeps up to."""
 
@@ -24,7 +27,8 @@ class LatencyRatio:
     """A candidate's latency over the dense network's, both measured in the same rounds; dense_ms, candidate_ms: medians
     over the rounds.
 
-    ratio: median over the rounds of the ratio within each. low, high: its 95 % interval.
+    ratio: median over the rounds of the ratio within each. low, high: its 95 % interval. spread: how far the rounds of one
+    network lie apart (longest / shortest - 1), the greater of both.
     """
 
     ratio: float
@@ -33,6 +37,12 @@ class LatencyRatio:
     dense_ms: float
     candidate_ms: float
     rounds: int
+    spread: float
+
+    @property
+    def busy(self) -> bool:
+        """Whether the rounds lie so far apart that other work must have slowed the longer network more than the shorter."""
+        return self.spread > CALM
 
 
 def ratio_of(dense_ms: Sequence[float], candidate_ms: Sequence[float]) -> LatencyRatio:
@@ -42,6 +52,7 @@ def ratio_of(dense_ms: Sequence[float], candidate_ms: Sequence[float]) -> Latenc
     return LatencyRatio(
         found.value, found.low, found.high,
         stats.quantile(dense_ms, 0.5), stats.quantile(candidate_ms, 0.5), len(ratios),
+        max(max(taken) / min(taken) - 1 for taken in (dense_ms, candidate_ms)),
     )  # fmt: skip
 
 
@@ -92,6 +103,7 @@ def _plain(sample: Sample) -> dict[str, Any]:
         "dense_ms": m.dense_ms,
         "ms": m.candidate_ms,
         "rounds": m.rounds,
+        "spread": m.spread,
         "macs_left": sample.share,
     }
 

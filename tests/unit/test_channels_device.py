@@ -25,7 +25,7 @@ class MadeUp:
     """A device that takes 2 ms and 1 ms for each million multiply-accumulates, and likes multiples of 4."""
 
     def __init__(self) -> None:
-        self.asked, self.measured = [], 0
+        self.asked, self.measured, self.spread = [], 0, 0.02
 
     def __call__(self, device, format):
         self.asked.append((device, format))
@@ -55,7 +55,7 @@ class MadeUp:
             self.device.measured += 1
             ms = self.device.takes(model)
             ratio = ms / self.device.dense
-            return LatencyRatio(ratio, 0.99 * ratio, 1.01 * ratio, self.device.dense, ms, 3)
+            return LatencyRatio(ratio, 0.99 * ratio, 1.01 * ratio, self.device.dense, ms, 3, self.device.spread)
 
 
 def prune(model, tmp_path, benches, **params):
@@ -84,7 +84,14 @@ def test_a_fraction_of_the_latency_is_met(tmp_path, which):
     assert notes["latency"]["met"] and notes["budget_met"] and notes["latency"]["target"] == 0.7
     assert notes["latency"]["latency_ratio"] == pytest.approx(device.takes(cut) / whole)
     assert notes["latency"]["low"] < notes["latency"]["latency_ratio"] < notes["latency"]["high"]
-    assert len(notes["latency"]["measured"]) == device.measured <= 5
+    assert len(notes["latency"]["measured"]) == device.measured <= 5 and "latency_warning" not in notes
+
+
+def test_a_device_that_does_other_work_is_said(tmp_path):
+    device = MadeUp()
+    device.spread = 1.5
+    _, notes = prune(tiny_resnet(width=1), tmp_path, device, latency=0.7, multiple=2)
+    assert "150% apart" in notes["latency_warning"]
 
 
 def test_a_latency_in_milliseconds_is_met(tmp_path):

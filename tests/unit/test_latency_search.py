@@ -21,7 +21,7 @@ class Device:
     def __call__(self, index: int) -> LatencyRatio:
         self.asked.append(index)
         value = self.ratio(self.shares[index])
-        return LatencyRatio(value, 0.99 * value, 1.01 * value, 10.0, 10.0 * value, 3)
+        return LatencyRatio(value, 0.99 * value, 1.01 * value, 10.0, 10.0 * value, 3, 0.02)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,10 @@ def test_what_slows_a_round_cancels_in_the_ratio():
     found = ratio_of([10 * s for s in slowed], [4 * s for s in slowed])
     assert found.ratio == pytest.approx(0.4) and found.low == pytest.approx(0.4) and found.high == pytest.approx(0.4)
     assert (found.dense_ms, found.candidate_ms, found.rounds) == pytest.approx((11, 4.4, 5))
+    assert found.spread == pytest.approx(2.0) and found.busy
     disturbed = ratio_of([10] * 5, [4, 4.1, 9, 3.9, 4])
-    assert disturbed.ratio == pytest.approx(0.4) and disturbed.high > 0.41
+    assert disturbed.ratio == pytest.approx(0.4) and disturbed.high > 0.41 and disturbed.busy
+    assert not ratio_of([10, 11, 10], [5, 5, 5.1]).busy
 
 
 @pytest.mark.parametrize(("target", "shares"), [(0.0, SHARES), (1.0, SHARES), (0.5, [1.0])])

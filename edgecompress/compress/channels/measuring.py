@@ -65,4 +65,8 @@ class LatencyBudget:
         if found.reason is not None:
             self._context.note("budget_reason", found.reason)
             self._context.progress.say(f"channels: latency: {found.reason}; {target:.3f} was asked for")
+        if found.nearest.measured.busy:
+            busy = f"the rounds lie {found.nearest.measured.spread:.0%} apart: other work on the device, the ratio may be wrong"
+            self._context.note("latency_warning", busy)
+            self._context.progress.say(f"warning: channels: latency: {busy}")
         return found
