@@ -4,7 +4,7 @@ What it does: in every convolution and fully connected layer the weights of larg
 and held there by a mask through fine-tuning, later steps and export. Biases and batch norm are never pruned. How many each
 layer keeps is given, or follows from one sparsity by an allocation (uniform, ERK, LAMP, global). With `steps` above 1 pruning
 and fine-tuning alternate, on the cubic schedule of AGP.
-Costs: linear time in the weights for pruning (LAMP: a sort), about a second for ResNet-50; the fine-tuning costs its epochs.
+Costs: linear time in the weights for pruning (LAMP: a sort of each layer); the fine-tuning costs its epochs.
 Needs: no data, unless it fine-tunes. Gains: the compressed size of a file. Neither its plain size nor its latency changes: no
 engine here skips single zeros.
 Papers: Han et al. 2015, "Learning both Weights and Connections for Efficient Neural Networks" (arXiv:1506.02626);
