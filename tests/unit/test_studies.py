@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import math
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -87,7 +89,13 @@ def test_batches_use_every_image_once_a_pass_and_follow_from_their_seed() -> Non
 
 
 def _row(seed: int, level: int | None, method: str | None, error: float) -> dict:
-    return {"seed": seed, "level": level, "method": method, "test_error": error, "kept_fraction": 0.01}
+    images = 1003
+    wrong = round(error * images)
+    bits = np.packbits(np.arange(images) >= wrong)
+    return {
+        "seed": seed, "level": level, "method": method, "test_error": error, "kept_fraction": 0.01, "test_images": images,
+        "correct": base64.b64encode(bits).decode(),
+    }  # fmt: skip
 
 
 def test_the_table_pairs_the_methods_by_seed() -> None:
@@ -103,6 +111,9 @@ def test_the_table_pairs_the_methods_by_seed() -> None:
     assert first["magnitude"].high - first["magnitude"].value == pytest.approx(4.302653 * 4 / math.sqrt(3), rel=1e-5)
     assert first["difference"].value == pytest.approx(-0.101)
     assert first["verdict"] == "lookahead lower"
+    # a tenth of a point is one image of 1003, and no network tells that apart; 8 points are told, in either direction
+    assert (first["pairs_lower"], first["pairs_higher"], first["pairs"]) == (0, 0, 3)
+    assert (second["pairs_lower"], second["pairs_higher"]) == (1, 1)
     assert second["verdict"] == "no measurable difference"
 
 
