@@ -27,14 +27,14 @@ from tests.board.emulated import image
 CPU, CPUS, MEMORY_MB = "cortex-a72", 2, 1536
 """A Raspberry Pi 4's CPU: no dot product instructions. A saved state can be resumed only by the machine that it was saved from."""
 _STATE = "ready"
-_BOOT_S, _RESUME_S, _STOP_S = 600.0, 120.0, 20.0
+_BOOT_S, _RESUME_S, _STOP_S = 600.0, 600.0, 20.0
 
 
 class Guest:
     """One running board. A context manager; stopping it throws away what it wrote. folder: for its disk, sockets and logs.
 
     counted: its clock counts its own instructions while it computes (4 ns each), and follows this machine's while it sleeps. What
-    else runs here then makes it slower to watch and changes nothing in it. Not counted: its clock is this machine's always.
+    else runs here makes it slower to watch, and enters what it measures only while it sleeps. Not counted: its clock is this machine's always.
     """
 
     def __init__(self, folder: Path, port: int, *, counted: bool = True) -> None:
@@ -167,14 +167,14 @@ class Guest:
             if self._process.poll() is not None:
                 raise RuntimeError(f"qemu ended: {(self.folder / 'qemu.log').read_text()}")
             with suppress(OSError, subprocess.TimeoutExpired):
-                if self._greeted() and self.try_ssh("true", timeout_s=30).returncode == 0:
+                if self._greeted() and self.try_ssh("true", timeout_s=120).returncode == 0:
                     return time.monotonic() - began
             time.sleep(0.5)
         self.stop()
         raise RuntimeError(f"the emulated board did not answer in {limit_s:g} s; its console is in {console}")
 
     def _greeted(self) -> bool:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as connection:
             return connection.recv(4) == b"SSH-"
 
     @property
