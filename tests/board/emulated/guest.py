@@ -33,8 +33,9 @@ _BOOT_S, _RESUME_S, _STOP_S = 600.0, 600.0, 20.0
 class Guest:
     """One running board. A context manager; stopping it throws away what it wrote. folder: for its disk, sockets and logs.
 
-    counted: its clock counts its own instructions while it computes (4 ns each), and follows this machine's while it sleeps. What
-    else runs here makes it slower to watch, and enters what it measures only while it sleeps. Not counted: its clock is this machine's always.
+    counted: its clock counts its own instructions while it computes (4 ns each), and follows this machine's while it sleeps.
+    What else runs here makes it slower to watch, and enters what it measures only while it sleeps. Not counted: its clock is
+    this machine's always.
     """
 
     def __init__(self, folder: Path, port: int, *, counted: bool = True) -> None:
