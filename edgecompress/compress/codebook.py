@@ -3,7 +3,7 @@
 What it does: in every convolution and fully connected layer the non-zero weights are clustered, min Σ |w − c|² within the
 layer, and each is replaced by the value of its cluster. Zeros stay zeros. In the fine-tuning the values are what is
 trained, each with the sum of its weights' gradients; which weight has which value is fixed from the clustering on.
-Costs: a sort of each layer's weights (under a second for ResNet-50); the fine-tuning costs its epochs.
+Costs: a sort of each layer's weights (half a second for a million); the fine-tuning costs its epochs.
 Needs: no data, unless it fine-tunes. Gains: bits per weight in a packed file (log2 of the number of values, less with entropy
 coding). Neither plain size nor latency changes: no engine here computes with codes.
 Paper: Han, Mao and Dally 2016, "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and
