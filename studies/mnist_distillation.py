@@ -80,7 +80,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # Adam's squares of vanishing gradients are denormal, and slow
+    torch.set_flush_denormal(True)  # Adam's squares of vanishing gradients are denormal, and can be slow
     shared = {"batch_size": given.batch, "alpha": given.alpha, "teachers": given.teachers}
     settings = {
         "teacher": Settings(given.teacher_epochs, given.teacher_lr, **shared),
