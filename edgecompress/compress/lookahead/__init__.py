@@ -5,7 +5,7 @@ layers send into the weight's input channel, N that of what the next layers read
 true ones, found by tracing one run of the model: residual additions, flatten, concatenation, groups, shared layers (scoring.py).
 Costs: one forward pass of one image and a few passes over the weights (under two seconds for VGG-16); the fine-tuning costs
 its epochs. Needs: the shape of the model's input; data only for fine-tuning and for weigh_activations.
-Gains: as magnitude, the compressed size of a file, not its latency; accuracy where little is kept.
+Gains: as magnitude, the compressed size of a file, not its latency.
 Paper: Park, Lee, Mo and Shin 2020, "Lookahead: A Far-sighted Alternative of Magnitude-based Pruning" (arXiv:2002.04809).
 """
 
