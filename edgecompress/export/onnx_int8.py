@@ -18,7 +18,7 @@ import numpy as np
 
 from edgecompress import histograms, quantization
 from edgecompress.errors import StepFailed
-from edgecompress.export import census_onnx, onnx_fp32, trained_ranges
+from edgecompress.export import census_onnx, onnx_fp32
 from edgecompress.export.contract import ExportContext, check_calibration
 from edgecompress.export.quiet import quiet
 
@@ -102,6 +102,8 @@ def _ranges(prepared: Path, context: ExportContext, model: nn.Module) -> dict[st
             name: histograms.covered(histogram, settings, symmetric=symmetric) for name, histogram in kept.items()
         }
     if settings.ranges:
+        from edgecompress.export import trained_ranges
+
         trained = trained_ranges.of_tensors(
             model, settings.ranges, context.calibration, lambda images: _activations(prepared, images), nhwc=False
         )

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgecompress import histograms, quantization
 from edgecompress.errors import StepFailed
-from edgecompress.export import census_tflite, tflite_fp32, trained_ranges
+from edgecompress.export import census_tflite, tflite_fp32
 from edgecompress.export.contract import ExportContext, check_calibration, check_installed
 from edgecompress.export.quiet import quiet
 
@@ -81,6 +81,8 @@ def quantise(
         kept = histograms.collect(lambda: _activations(source, calibration, set(found)))
         _put(found, {name: histograms.covered(histogram, settings) for name, histogram in kept.items()})
     if model is not None and settings.ranges:
+        from edgecompress.export import trained_ranges
+
         trained = trained_ranges.of_tensors(
             model, settings.ranges, calibration, lambda images: _activations(source, images, set(found)), nhwc=True
         )
