@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgecompress import sites
 from edgecompress.errors import StepFailed
 
 if TYPE_CHECKING:
@@ -35,6 +34,8 @@ def of_tensors(
 ) -> dict[str, tuple[float, float]]:
     """Tensor name → range. nhwc: the file's images are (N, H, W, C). StepFailed when a site has no tensor in the file."""
     import torch
+
+    from edgecompress import sites
 
     few = images[:_IMAGES]
     wanted = {name: _flat(value.numpy(), nhwc) for name, value in sites.values(model, torch.from_numpy(few)).items()}
