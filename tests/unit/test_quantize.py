@@ -87,7 +87,7 @@ def test_bias_correction_takes_out_the_mean_error(digits: data.Dataset) -> None:
     before = shift(model)
     corrected = ec.compress(model, "quantize", data=digits, correct_bias=True, weights="tensor", weight_bits=7)
     assert corrected.report.steps[0].notes["corrected_layers"] == ["conv1", "conv2", "fc1", "fc2"]
-    assert shift(corrected.model) < before / 3
+    assert shift(corrected.model) < before / 100
     for name, weight in weights.items():  # the weights themselves are rounded by the export only
         assert torch.equal(dict(corrected.model.named_parameters())[name], weight)
 

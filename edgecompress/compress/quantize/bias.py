@@ -1,8 +1,8 @@
 """Bias correction: rounding the weights shifts the mean of an output channel, and the bias takes the shift back.
 
-For each layer the shift E[(W_q − W) * x] is measured on the calibration images with the layers before it already rounded and
-corrected (Nagel et al. 2019, section 4.2, the empirical form). It goes into the layer's bias, or, where the layer has none,
-into the running mean of the batch norm that follows it.
+For each layer the shift is the mean of its outputs on the calibration images with its weights and those of the layers before it
+rounded (and these corrected already), less the mean in float (Nagel et al. 2019, section 4.2, the empirical form). It goes into
+the layer's bias, or, where the layer has none, into the running mean of the batch norm that follows it.
 """
 
 from __future__ import annotations
@@ -29,23 +29,22 @@ def correct(model: nn.Module, context: Context, layers: list[str], params: Param
     training = model.training
     model.eval()
     norms = batch_norms(model, images[:2])
+    order = _in_order(model, layers, images[:2])
+    exact = _means(model, order, images)
     originals: dict[str, Tensor] = {}
     corrected = []
     try:
-        for name in _in_order(model, layers, images[:2]):
+        for name in order:
             layer = model.get_submodule(name)
+            originals[name] = layer.weight.detach().clone()
+            with torch.no_grad():
+                layer.weight.copy_(rounded_weight(layer, params.weight_bits, params.weights))
             places = _places(layer, norms.get(name))
-            weight = layer.weight.detach()
-            error = rounded_weight(layer, params.weight_bits, params.weights) - weight
             if places is not None:
-                shift = _mean_output(model, layer, error, images)
                 target, sign = places
                 with torch.no_grad():
-                    target.add_(sign * shift)
+                    target.add_(sign * (_means(model, [name], images)[name] - exact[name]))
                 corrected.append(name)
-            originals[name] = weight.clone()
-            with torch.no_grad():
-                layer.weight.copy_(weight + error)
     finally:
         with torch.no_grad():
             for name, weight in originals.items():
@@ -63,32 +62,29 @@ def _places(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, float] | 
     return None
 
 
-def _mean_output(model: nn.Module, layer: nn.Module, weight: Tensor, images: Tensor) -> Tensor:
-    """Mean over images and positions of what the layer computes with `weight` and no bias: (output channels,)."""
-    total = torch.zeros(())
-    count = 0
+def _means(model: nn.Module, names: list[str], images: Tensor) -> dict[str, Tensor]:
+    """Layer → mean over images and positions of what it gives: (output channels,)."""
+    totals: dict[str, Tensor] = {}
+    counts = dict.fromkeys(names, 0)
 
-    def look(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total, count
-        saved, layer.weight.data = layer.weight.data, weight
-        bias, layer.bias = layer.bias, None
-        try:
-            response = layer.forward(inputs[0])
-        finally:
-            layer.weight.data, layer.bias = saved, bias
-        axis = 1 if response.dim() == 4 else response.dim() - 1
-        others = [k for k in range(response.dim()) if k != axis]
-        total = total + response.double().sum(others)
-        count += response.numel() // response.shape[axis]
+    def add(name: str, output: Tensor) -> None:
+        axis = 1 if output.dim() == 4 else output.dim() - 1
+        sums = output.double().sum([k for k in range(output.dim()) if k != axis])
+        totals[name] = totals[name] + sums if name in totals else sums
+        counts[name] += output.numel() // output.shape[axis]
 
-    handle = layer.register_forward_hook(look)
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: add(name, output))
+        for name in names
+    ]
     try:
         with torch.no_grad():
             for batch in images.split(_BATCH):
                 model(batch)
     finally:
-        handle.remove()
-    return (total / max(count, 1)).to(weight.dtype)
+        for handle in handles:
+            handle.remove()
+    return {name: (total / counts[name]).float() for name, total in totals.items()}
 
 
 def batch_norms(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
