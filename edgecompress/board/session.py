@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -73,7 +73,7 @@ class Session:
         A result with status "failed" is returned as it is. UserError: the device lacks the engine. StepFailed: the device
         stayed out of reach for `profile.reconnect_s`, or its agent did not end the job; the job can be asked for again.
         """
-        self.check_engine(job.engine)
+        self.check_engine(job.engine, job.providers)
         with progress.task(label or f"measuring on {self.profile.name}", total=1.0) as task:
             self._agent.notice = task.describe
             try:
@@ -207,8 +207,8 @@ class Session:
         task.advance(1.0 - shown)
         return wire.Status("done")
 
-    def check_engine(self, engine: str) -> None:
-        """UserError when the device cannot be written to, or has not this engine with the providers of its profile."""
+    def check_engine(self, engine: str, providers: Sequence[str] | None = None) -> None:
+        """UserError when the device cannot be written to, or has not this engine with these providers (None: its profile's)."""
         hello, name, agent = self.hello(), self.profile.name, self._agent
         if not hello.writable:
             raise UserError(f"cannot write to {agent.root} there", where=name, fix="Set workdir in the device profile.")
@@ -218,7 +218,7 @@ class Session:
             raise UserError(
                 f"no usable {engine} under {agent.python} there: {reason}", where=name, fix=agent.setup_hint()
             )
-        for provider in self.profile.providers if engine == "onnxruntime" else ():
+        for provider in (providers or self.profile.providers) if engine == "onnxruntime" else ():
             if provider not in found.providers:
                 raise UserError(
                     f"its onnxruntime has no {provider}; it has {readable(', '.join(found.providers), 300)}",
