@@ -33,7 +33,7 @@ def study(value: dict[str, Any]) -> list[str]:
     for form in dict.fromkeys(r["format"] for r in value["rows"]):
         there, here = rows[form, "emulated"], rows[form, "here"]
         energy = f"{there['energy_mj']:.4g}" if there["energy_mj"] is not None else there["energy_reason"]
-        cells = [form, f"{there['engine']} {there['engine_version']}", _percent(there), _percent(here), energy]
+        cells = [form, there["engine"], _percent(there), _percent(here), energy]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
