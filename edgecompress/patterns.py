@@ -1,40 +1,64 @@
-"""Values per layer, as a user gives them: one for all layers, or a mapping from patterns of layer names to values."""
+"""Layers by name, as a user gives them: patterns in which `*` and `?` match as in file names, and values by pattern."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator
 
 from edgecompress.errors import UserError, near_misses
 
 ValueT = TypeVar("ValueT")
 
 
-def of_layers(given: ValueT | Mapping[str, ValueT], layers: Iterable[str], key: str) -> dict[str, ValueT]:
-    """The value of each layer. In a mapping `*` and `?` match as in file names, and the pattern with most other characters wins.
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
-    key: the parameter's name, for messages. UserError: a pattern that matches no layer, a layer that no pattern matches, or
-    two patterns that match a layer equally well and disagree.
-    """
+
+LayerNames = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
+"""Type of a method's parameter: one pattern or several."""
+
+
+def matching(given: Iterable[str], layers: Iterable[str], key: str) -> list[str]:
+    """The layers that a pattern matches, in their order. key: the parameter's name. UserError: a pattern that matches none."""
     names = list(layers)
-    if not isinstance(given, Mapping):
-        return dict.fromkeys(names, given)
+    found: set[str] = set()
     for pattern in given:
-        if not fnmatch.filter(names, pattern):
-            raise UserError(f"{key}: {pattern!r} matches none of the layers", fix=near_misses(pattern, names))
-    return {name: _best(given, name, key) for name in names}
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            raise UserError(
+                f"{key}: {pattern!r} matches no convolution or linear layer", fix=near_misses(pattern, names)
+            )
+        found.update(matched)
+    return [name for name in names if name in found]
+
+
+def of_layers(
+    given: ValueT | Mapping[str, ValueT], layers: Sequence[str], key: str, *, partial: bool = False
+) -> dict[str, ValueT]:
+    """The value of each layer: one for all, or by pattern, of which the one with most other characters than `*` and `?` wins.
+
+    partial: layers that no pattern matches are left out. UserError: a pattern that matches no layer, a layer that none
+    matches (unless partial), or two patterns that match a layer equally well and disagree.
+    """
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(layers, given)
+    matched = matching(given, layers, key)
+    for name in () if partial else layers:
+        if name not in matched:
+            raise UserError(
+                f"{key}: no pattern matches the layer {name}",
+                fix="Add one ('*' matches every layer), or exclude the layer.",
+            )
+    return {name: _best(given, name, key) for name in matched}
 
 
 def _best(given: Mapping[str, ValueT], name: str, key: str) -> ValueT:
-    matching = [pattern for pattern in given if fnmatch.fnmatchcase(name, pattern)]
-    if not matching:
-        raise UserError(
-            f"{key}: no pattern matches the layer {name}",
-            fix="Add one ('*' matches every layer), or exclude the layer.",
-        )
-    best = max(_literal(pattern) for pattern in matching)
-    chosen = [pattern for pattern in matching if _literal(pattern) == best]
+    fitting = [pattern for pattern in given if fnmatch.fnmatchcase(name, pattern)]
+    best = max(_literal(pattern) for pattern in fitting)
+    chosen = [pattern for pattern in fitting if _literal(pattern) == best]
     if any(given[pattern] != given[chosen[0]] for pattern in chosen):
         raise UserError(
             f"{key}: {' and '.join(map(repr, chosen))} match the layer {name} equally well", fix=f"Name it: {name!r}."

@@ -37,6 +37,7 @@ MODEL_CODE = (
     "quantization.py",
     "histograms.py",
     "sites.py",
+    "watching.py",
     "recipe.py",
     "evaluate.py",
     "cost.py",
@@ -52,6 +53,7 @@ EXPORT_CODE = (
     "quantization.py",
     "histograms.py",
     "sites.py",
+    "watching.py",
     "data",
     "records.py",
 )

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from edgecompress.errors import UserError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -45,6 +47,17 @@ def get(model: nn.Module) -> Quantization:
     """The settings of a model; the default where no step gave any."""
     found: Any = model.__dict__.get(_ATTRIBUTE)
     return found if isinstance(found, Quantization) else DEFAULT
+
+
+def refuse_other(model: nn.Module, method: str) -> None:
+    """UserError when the model has settings already: of two steps one would be without effect."""
+    present = get(model)
+    if present != DEFAULT:
+        earlier = "qat" if present.ranges else "quantize"
+        raise UserError(
+            f"method {method} after method {earlier}: both say how int8 files are made",
+            fix="Keep one of the two steps.",
+        )
 
 
 def put(model: nn.Module, settings: Quantization) -> None:

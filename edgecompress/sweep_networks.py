@@ -52,6 +52,7 @@ def _convolutions(model: nn.Module, in_shape: tuple[int, int, int]) -> list[tupl
     from torch import nn
 
     from edgecompress.evaluate import device_of
+    from edgecompress.watching import watch
 
     found = []
 
@@ -60,13 +61,5 @@ def _convolutions(model: nn.Module, in_shape: tuple[int, int, int]) -> list[tupl
         found.append((int(output.shape[1]), int(output.shape[2]), float(macs)))
 
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
-    hooks = [m.register_forward_hook(note) for m in convolutions]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, *in_shape, device=device_of(model)))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        model.train(training)
+    watch(model, [torch.zeros(1, *in_shape, device=device_of(model))], [(m, note) for m in convolutions])
     return found

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from edgecompress import codebooks, kmeans, patterns
 from edgecompress.compress.contract import Context, FineTune
@@ -25,10 +25,6 @@ from edgecompress.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-
-def _one_or_more(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 DEFAULT_BITS = 5
@@ -55,7 +51,7 @@ class Params:
     values: Count | dict[str, Count] | None = None
     bits: Bits | dict[str, Bits] | None = None
     init: kmeans.Init = "linear"
-    exclude: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ()
+    exclude: patterns.LayerNames = ()
     biases: bool = False
     finetune: FineTune = None
 

@@ -14,25 +14,20 @@ schedule: Zhu and Gupta 2017, "To prune, or not to prune" (arXiv:1710.01878); ER
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator, PlainValidator
+from pydantic import PlainValidator
 
 from edgecompress import allocation, masks, patterns
 from edgecompress.allocation import Allocation
 from edgecompress.compress.contract import Context, FineTune
-from edgecompress.errors import UserError, near_misses
+from edgecompress.errors import UserError
 from edgecompress.study import TrainSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-
-def _one_or_more(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 def _sparsity(value: Any) -> Any:
@@ -70,7 +65,7 @@ class Params:
     sparsity: Annotated[float | dict[str, float], PlainValidator(_sparsity)] = 0.8
     allocation: Allocation = "uniform"
     steps: int = 1
-    exclude: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ()
+    exclude: patterns.LayerNames = ()
     finetune: FineTune = None
 
     def __post_init__(self) -> None:
@@ -129,12 +124,8 @@ def prunable(model: nn.Module, exclude: tuple[str, ...] = ()) -> dict[str, Tenso
     kinds = (nn.modules.conv._ConvNd, nn.Linear)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     layers = [name for name, module in model.named_modules() if isinstance(module, kinds)]
-    for pattern in exclude:
-        if not fnmatch.filter(layers, pattern):
-            raise UserError(
-                f"exclude: {pattern!r} matches no convolution or linear layer", fix=near_misses(pattern, layers)
-            )
-    left = [name for name in layers if not any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude)]
+    excluded = patterns.matching(exclude, layers, "exclude")
+    left = [name for name in layers if name not in excluded]
     found: list[Any] = [model.get_submodule(name).weight for name in left]
     weights: dict[str, Tensor] = {names[id(w)]: w.detach() for w in found if id(w) in names}
     if not weights:

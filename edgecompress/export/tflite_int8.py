@@ -133,7 +133,8 @@ def _activations(source: Path, calibration: np.ndarray, wanted: set[str]) -> Ite
 
     interpreter = Interpreter(model_path=str(source), num_threads=2, experimental_preserve_all_tensors=True)
     interpreter.allocate_tensors()
-    made = {int(index) for operation in interpreter._get_ops_details() for index in operation["outputs"]}
+    model, _, _ = census_tflite.read_model(source)
+    made = {int(index) for operator in model.subgraphs[0].operators for index in operator.outputs}
     entry = int(interpreter.get_input_details()[0]["index"])
     tensors = {t["name"]: t["index"] for t in interpreter.get_tensor_details() if t["index"] in made | {entry}}
     tensors = {name: index for name, index in tensors.items() if name in wanted}

@@ -125,7 +125,7 @@ def test_more_values_than_there_are_is_one_clear_message_and_changes_nothing(tmp
 
 
 def test_bad_layers_are_one_clear_message(tmp_path):
-    with pytest.raises(UserError, match="values: 'layer9' matches none of the layers"):
+    with pytest.raises(UserError, match="values: 'layer9' matches no convolution or linear layer"):
         shared(tmp_path, values={"layer9": 3, "*": 4})
     with pytest.raises(UserError, match="bits: no pattern matches the layer fc2"):
         shared(tmp_path, bits={"conv*": 3, "fc1": 4})

@@ -214,7 +214,7 @@ def test_bad_layers_are_one_clear_message_and_change_nothing(tmp_path):
     model = small_net()
     with pytest.raises(UserError, match="kept: no pattern matches the layer fc2"):
         compressed(tmp_path, model, kept={"conv*": 0.5, "fc1": 0.1})
-    with pytest.raises(UserError, match="threshold_std: 'ip1' matches none of the layers"):
+    with pytest.raises(UserError, match="threshold_std: 'ip1' matches no convolution or linear layer"):
         compressed(tmp_path, model, threshold_std={"ip1": 1.0, "*": 2.0})
     with pytest.raises(UserError, match="needs data"):
         compressed(tmp_path / "b", kept=0.1, finetune={"epochs": 1})

@@ -153,3 +153,29 @@ def test_bad_requests_are_refused_in_one_message(digits: data.Dataset) -> None:
         ec.compress(before, "qat")
     with pytest.raises(ValueError, match="method qat"):
         simulated(small_net())
+
+
+def test_shared_values_and_zeros_hold_and_the_dense_model_can_teach(digits: data.Dataset) -> None:
+    steps = [
+        {"method": "magnitude", "sparsity": 0.5},
+        {"method": "codebook", "values": 8},
+        {"method": "qat", "finetune": {"epochs": 1, "lr": 0.02, "distill": {"temperature": 3}}},
+    ]
+    result = ec.compress(small_net(), steps, data=digits)
+    dense, weights = dict(small_net().named_parameters()), dict(result.model.named_parameters())
+    assert "codebooks_ended" not in result.report.steps[-1].notes
+    assert result.report.steps[-1].notes["distilled"]
+    for name in ("conv2.weight", "fc1.weight"):
+        values = weights[name].detach().unique()
+        assert len(values[values != 0]) <= 8
+        assert int((weights[name] == 0).sum()) == round(0.5 * weights[name].numel())
+        assert not torch.equal(weights[name], dense[name])
+
+
+def test_two_steps_that_say_how_int8_files_are_made_are_refused(digits: data.Dataset) -> None:
+    with pytest.raises(UserError, match="method qat after method quantize"):
+        ec.compress(small_net(), [{"method": "quantize", "float_layers": "fc2"}, "qat"], data=digits)
+    with pytest.raises(UserError, match="method quantize after method qat"):
+        ec.compress(
+            small_net(), [{"method": "qat", "epochs": 1}, {"method": "quantize", "calibration": "mse"}], data=digits
+        )

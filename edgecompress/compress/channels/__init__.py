@@ -16,19 +16,16 @@ lap: Park et al. 2020 (arXiv:2002.04809).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
+from edgecompress import patterns
 from edgecompress.compress.contract import Context, FineTune
 from edgecompress.study import TrainSpec
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-def _one_or_more(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -47,7 +44,7 @@ class Params:
     latency: the budget on a device: as the fraction that is left, in (0, 1), or as a median in milliseconds, "12.5 ms". At
         batch 1; measured on `device` in `format`, fine-tuning or not: weights do not change it.
     ratios: instead of a budget, layer → fraction of its output channels that are kept, in (0, 1]; names may hold `*` and
-        `?`; where several match a layer, the last one counts. Layers that match none stay as they are.
+        `?`; of several that match a layer, the one that spells out most of its name. Layers that match none stay.
     importance: "l2", "l1" (norms of the weights), "lap" (their lookahead scores: what both neighbours make of them),
         "bn_scale" (of batch norm's scales), "taylor" (what the loss would change by, estimated from gradients).
     reduce: of the importances of the layers that are coupled in a channel: "mean" or "sum". (taylor is one value for all
@@ -77,7 +74,7 @@ class Params:
     which: Literal["inner", "stream", "all"] = "inner"
     multiple: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
     min_keep: Ratio = 0.1
-    exclude: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ()
+    exclude: patterns.LayerNames = ()
     device: str | None = None
     format: str = "onnx-fp32"
     images: Annotated[int, Field(ge=1)] = 1024

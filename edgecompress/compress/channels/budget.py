@@ -77,6 +77,7 @@ def _layers(model: nn.Module, in_shape: tuple[int, ...]) -> dict[str, _Layer]:
 
     from edgecompress.evaluate import device_of
     from edgecompress.models import kept
+    from edgecompress.watching import watch
 
     positions: dict[str, int] = {}
 
@@ -88,15 +89,8 @@ def _layers(model: nn.Module, in_shape: tuple[int, ...]) -> dict[str, _Layer]:
 
     modules = {n: m for n, m in model.named_modules() if isinstance(m, (*kept.WEIGHTED, *kept.PER_CHANNEL))}
     weighted = {n: m for n, m in modules.items() if isinstance(m, kept.WEIGHTED)}
-    hooks = [m.register_forward_hook(count(n, kept.width(m, "out") or 1)) for n, m in weighted.items()]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, *in_shape, device=device_of(model)))
-    finally:
-        for hook in hooks:
-            hook.remove()
-        model.train(training)
+    looks = [(m, count(n, kept.width(m, "out") or 1)) for n, m in weighted.items()]
+    watch(model, [torch.zeros(1, *in_shape, device=device_of(model))], looks)
     layers = {}
     for name, module in modules.items():
         out, into = kept.width(module, "out") or 0, kept.width(module, "in") or 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
 from typing import TYPE_CHECKING
 
-from edgecompress.errors import UserError, near_misses
+from edgecompress import patterns
+from edgecompress.errors import UserError
 from edgecompress.models import kept
 
 if TYPE_CHECKING:
@@ -24,14 +24,10 @@ def check_finite(model: nn.Module) -> None:
             )
 
 
-def check_names(model: nn.Module, params: Params) -> None:
-    """UserError when a pattern of exclude or ratios matches no layer that has output channels."""
+def named(model: nn.Module, params: Params) -> tuple[frozenset[str], dict[str, float]]:
+    """Layers that are excluded, and layer → ratio where one is given. UserError: a pattern that matches no layer."""
     layers = [name for name, module in model.named_modules() if isinstance(module, kept.WEIGHTED)]
     if not layers:
         raise UserError("the model has no convolution or linear layer to cut", fix="Use another model.")
-    for key, patterns in (("exclude", params.exclude), ("ratios", tuple(params.ratios or {}))):
-        for pattern in patterns:
-            if not fnmatch.filter(layers, pattern):
-                raise UserError(
-                    f"{key}: {pattern!r} matches no convolution or linear layer", fix=near_misses(pattern, layers)
-                )
+    excluded = frozenset(patterns.matching(params.exclude, layers, "exclude"))
+    return excluded, patterns.of_layers(params.ratios or {}, layers, "ratios", partial=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import fnmatch
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ class Cutter:
         self.model, self.params, self.context = model, params, context
         checking.check_finite(model)
         self.in_shape = context.input_shape(model, "channels")
-        checking.check_names(model, params)
+        self._excluded, self._ratios = checking.named(model, params)
         self.multiple = measuring.multiple_for(model, self.in_shape, params, context)
         self.latency = (
             None if params.latency is None else measuring.LatencyBudget(model, self.in_shape, params, context)
@@ -71,13 +70,12 @@ class Cutter:
         params = self.params
         if params.which != "all" and group.stream != (params.which == "stream"):
             return False
-        return not any(fnmatch.fnmatchcase(layer, p) for layer in group.writers for p in params.exclude)
+        return not self._excluded.intersection(group.writers)
 
     def _by_ratios(self, groups: Sequence[Group]) -> list[int]:
         removed = []
         for group in groups:
-            wanted = {layer: _ratio(layer, self.params.ratios or {}) for layer in group.writers}
-            named = {layer: ratio for layer, ratio in wanted.items() if ratio is not None}
+            named = {layer: self._ratios[layer] for layer in group.writers if layer in self._ratios}
             if len(set(named.values())) > 1:
                 raise UserError(
                     f"ratios: {', '.join(f'{layer} {ratio:g}' for layer, ratio in named.items())}: "
@@ -178,11 +176,6 @@ class Cutter:
 def _whose(params: Params) -> str:
     channels = {"all": "all channels", "inner": "inner channels only", "stream": "residual-stream channels only"}
     return channels[params.which] + (f" but those of {', '.join(params.exclude)}" if params.exclude else "")
-
-
-def _ratio(layer: str, ratios: dict[str, float]) -> float | None:
-    matching = [ratio for pattern, ratio in ratios.items() if fnmatch.fnmatchcase(layer, pattern)]
-    return matching[-1] if matching else None
 
 
 def _nothing(groups: Sequence[Group]) -> str:

@@ -14,9 +14,9 @@ Huffman Coding" (arXiv:1510.00149); thresholds: Han et al. 2015 (arXiv:1506.0262
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from edgecompress import kmeans, masks, patterns
 from edgecompress.compress.codebook import Bits, share, values_in
@@ -32,10 +32,6 @@ DEFAULT_SPARSITY = 0.9
 
 Kept = Annotated[float, Field(gt=0, le=1)]
 IndexBits = Annotated[int, Field(ge=1, le=12)]
-
-
-def _one_or_more(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ class Params:
     init: kmeans.Init = "linear"
     finetune_codebook: FineTune = None
     index_bits: IndexBits | None = 5
-    exclude: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ()
+    exclude: patterns.LayerNames = ()
 
     def __post_init__(self) -> None:
         if sum(given is not None for given in (self.kept, self.threshold_std, self.sparsity)) > 1:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from edgecompress import masks as masking
+from edgecompress import patterns
 from edgecompress.compress.contract import Context, FineTune
 from edgecompress.compress.magnitude import prunable
 from edgecompress.errors import UserError
@@ -34,10 +35,6 @@ Scope = Literal["layer", "global"]
 
 BN_EPS = 1e-10
 """What the paper's code adds to a batch norm's running variance."""
-
-
-def _one_or_more(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Params:
     activation_images: Annotated[int, Field(ge=1)] = 2000
     batch_norm: bool = True
     bn_eps: Annotated[float, Field(ge=0)] | None = BN_EPS
-    exclude: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ()
+    exclude: patterns.LayerNames = ()
     finetune: FineTune = None
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from edgecompress import masks as masking
 from edgecompress import patterns
 from edgecompress.compress.lookahead.scoring import Scorer
-from edgecompress.errors import UserError, near_misses
+from edgecompress.errors import UserError
 
 
 def select(
@@ -109,14 +108,8 @@ def resolve(ratios: float | Mapping[str, float], names: Sequence[str]) -> dict[s
 def by_layer(ratios: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
     """Parameter name → ratio for the layers that a pattern matches. UserError: a pattern that matches none."""
     layers = {name.rpartition(".")[0]: name for name in names}
-    for pattern in ratios:
-        if not fnmatch.filter(layers, pattern):
-            raise UserError(
-                f"ratios: {pattern!r} matches no convolution or linear layer that the model runs",
-                fix=near_misses(pattern, layers),
-            )
-    matched = [layer for layer in layers if any(fnmatch.fnmatchcase(layer, pattern) for pattern in ratios)]
-    return {layers[layer]: ratio for layer, ratio in patterns.of_layers(ratios, matched, "ratios").items()}
+    chosen = patterns.of_layers(ratios, list(layers), "ratios", partial=True)
+    return {layers[layer]: ratio for layer, ratio in chosen.items()}
 
 
 def _checked(ratio: float, what: str) -> float:

@@ -58,6 +58,7 @@ def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:
     """
     from edgecompress.compress.qat.network import QuantisedTraining
 
+    quantization.refuse_other(model, "qat")
     data = context.need_data("qat")
     network = QuantisedTraining(model, params, data)
     with network.rounding():

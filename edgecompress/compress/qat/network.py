@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from edgecompress import histograms, quantization, sites
-from edgecompress.compress.quantize.rounding import limit, rounded_weight
+from edgecompress.compress.quantize.rounding import limit, rounded, rounded_weight
 
 if TYPE_CHECKING:
     from edgecompress.compress.qat import Params
@@ -44,13 +44,10 @@ class Rounding(nn.Module):
                 seen = torch.stack([x.detach().min().clamp(max=0), x.detach().max().clamp(min=0)]).to(self.ends)
                 self.ends.lerp_(seen, _MOMENTUM)
         low, high = self.ends[0].clamp(max=0), self.ends[1].clamp(min=0)
-        step = (high.detach() - low.detach()) / 255
-        if step <= 0:
+        if high <= low:
             return x
-        zero = torch.round(-low.detach() / step)
         clipped = torch.minimum(torch.maximum(x, low), high)
-        whole = (torch.round(x.detach() / step).clamp(-zero, 255 - zero)) * step
-        return clipped + (whole - clipped).detach()
+        return clipped + (rounded(x.detach(), low.detach(), high.detach()) - clipped).detach()
 
 
 class QuantisedTraining:

@@ -14,23 +14,18 @@ Correction" (arXiv:1906.04721); Gholami et al. 2021, the survey (arXiv:2103.1363
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from edgecompress import quantization
+from edgecompress import patterns, quantization
 from edgecompress.compress.contract import Context
-from edgecompress.errors import UserError, near_misses
+from edgecompress.errors import UserError
 from edgecompress.quantization import Calibration, Granularity
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-def _one_or_more(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class Params:
     calibration: Calibration = "minmax"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     weights: Granularity = "channel"
-    float_layers: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ()
+    float_layers: patterns.LayerNames = ()
     float_worst: Annotated[int, Field(ge=0)] = 0
     equalise: bool = False
     correct_bias: bool = False
@@ -67,8 +62,9 @@ def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:
     """
     from edgecompress.compress.quantize import bias, equalisation, sensitivity
 
+    quantization.refuse_other(model, "quantize")
     layers = layer_names(model)
-    kept = _matching(params.float_layers, layers)
+    kept = patterns.matching(params.float_layers, layers, "float_layers")
     if params.float_worst and len(kept) + params.float_worst >= len(layers):
         raise UserError(
             f"float_worst: {params.float_worst} leaves no layer of {len(layers)} to quantise", fix="Ask for fewer."
@@ -97,12 +93,3 @@ def layer_names(model: nn.Module) -> list[str]:
     if not names:
         raise UserError("the model has no convolution or linear layer to quantise", fix="Use another model.")
     return names
-
-
-def _matching(patterns: tuple[str, ...], layers: list[str]) -> list[str]:
-    for pattern in patterns:
-        if not fnmatch.filter(layers, pattern):
-            raise UserError(
-                f"float_layers: {pattern!r} matches no convolution or linear layer", fix=near_misses(pattern, layers)
-            )
-    return [name for name in layers if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgecompress.compress.contract import Context
 from edgecompress.compress.quantize.rounding import rounded_weight
+from edgecompress.watching import Look, watch
 
 if TYPE_CHECKING:
     from edgecompress.compress.quantize import Params
@@ -26,8 +27,6 @@ def correct(model: nn.Module, context: Context, layers: list[str], params: Param
     from edgecompress.data import calibration_images
 
     images = torch.from_numpy(calibration_images(context.need_data("quantize with correct_bias")))
-    training = model.training
-    model.eval()
     norms = batch_norms(model, images[:2])
     order = _in_order(model, layers, images[:2])
     exact = _means(model, order, images)
@@ -49,7 +48,6 @@ def correct(model: nn.Module, context: Context, layers: list[str], params: Param
         with torch.no_grad():
             for name, weight in originals.items():
                 model.get_submodule(name).weight.copy_(weight)
-        model.train(training)
     return corrected
 
 
@@ -73,17 +71,8 @@ def _means(model: nn.Module, names: list[str], images: Tensor) -> dict[str, Tens
         totals[name] = totals[name] + sums if name in totals else sums
         counts[name] += output.numel() // output.shape[axis]
 
-    handles = [
-        model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: add(name, output))
-        for name in names
-    ]
-    try:
-        with torch.no_grad():
-            for batch in images.split(_BATCH):
-                model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    looks = [(model.get_submodule(name), lambda _, __, output, name=name: add(name, output)) for name in names]
+    watch(model, images.split(_BATCH), looks)
     return {name: (total / counts[name]).float() for name, total in totals.items()}
 
 
@@ -92,41 +81,28 @@ def batch_norms(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
     made: dict[int, str] = {}
     held: list[Any] = []  # as long as a tensor is held, no other has its id
     found: dict[str, nn.Module] = {}
-    handles = []
+
+    def give(name: str, output: Tensor) -> None:
+        made[id(output)] = name
+        held.append(output)
+
+    def take(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        name = made.get(id(inputs[0]))
+        if name is not None:
+            found[name] = norm
+
+    looks: list[tuple[nn.Module, Look]] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-            handles.append(module.register_forward_pre_hook(lambda m, x: _note(found, made.get(id(x[0])), m)))
+            looks.append((module, lambda norm, inputs, _: take(norm, inputs)))
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.Linear):
-
-            def keep(_: nn.Module, __: Any, output: Tensor, name: str = name) -> None:
-                made[id(output)] = name
-                held.append(output)
-
-            handles.append(module.register_forward_hook(keep))
-    try:
-        with torch.no_grad():
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+            looks.append((module, lambda _, __, output, name=name: give(name, output)))
+    watch(model, [images], looks)
     return found
-
-
-def _note(found: dict[str, nn.Module], name: str | None, module: nn.Module) -> None:
-    if name is not None:
-        found[name] = module
 
 
 def _in_order(model: nn.Module, layers: list[str], images: Tensor) -> list[str]:
     """The layers in the order in which they compute; those that do not are left out."""
     order: list[str] = []
-    handles = [
-        model.get_submodule(name).register_forward_hook(lambda *_, name=name: order.append(name)) for name in layers
-    ]
-    try:
-        with torch.no_grad():
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    watch(model, [images], [(model.get_submodule(name), lambda *_, name=name: order.append(name)) for name in layers])
     return list(dict.fromkeys(order))

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, fx, nn
 
-from edgecompress.errors import UserError
+from edgecompress import sites
 
 _ROUNDS = 40
 _SETTLED = 1e-3
@@ -35,13 +35,7 @@ def equalise(model: nn.Module) -> int:
 
 
 def _pairs(model: nn.Module) -> Iterator[Pair]:
-    try:
-        graph = fx.symbolic_trace(model).graph
-    except Exception as error:  # noqa: BLE001  a trace runs the model's own forward, which raises whatever it likes
-        raise UserError(
-            f"equalise: the model's forward cannot be traced: {str(error).splitlines()[0] if str(error) else error!r}",
-            fix="Leave equalise out, or write forward without branches on values.",
-        ) from None
+    graph = sites.trace(model).graph
     modules = dict(model.named_modules())
     calls: dict[str, int] = {}
     for node in graph.nodes:

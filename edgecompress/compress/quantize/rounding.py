@@ -28,10 +28,10 @@ def rounded_weight(layer: nn.Module, bits: int, granularity: Granularity) -> Ten
     return torch.round(weight / scale).clamp(-most, most) * scale
 
 
-def rounded(values: Tensor, low: float, high: float) -> Tensor:
-    """Values after rounding to 256 levels from low ≤ 0 to high ≥ 0 (0 among them), clipped to them, in floating point."""
+def rounded(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Values after rounding to 256 levels from low ≤ 0 to high ≥ 0 (scalars; 0 among the levels), clipped, in floating point."""
     if high <= low:
         return values
     scale = (high - low) / 255
-    zero = round(-low / scale)
-    return (torch.round(values / scale).clamp(-zero, 255 - zero)) * scale
+    zero = torch.round(-low / scale)
+    return torch.round(values / scale).clamp(-zero, 255 - zero) * scale

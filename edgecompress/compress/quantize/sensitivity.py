@@ -46,7 +46,7 @@ def effects(model: nn.Module, context: Context, layers: list[str], params: Param
 def _effect(model: nn.Module, layer: nn.Module, images: Tensor, reference: Tensor, params: Params) -> float:
     def round_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         first = inputs[0]
-        return (rounded(first, min(0.0, float(first.min())), max(0.0, float(first.max()))), *inputs[1:])
+        return (rounded(first, first.min().clamp(max=0), first.max().clamp(min=0)), *inputs[1:])
 
     saved = layer.weight.data
     handle = layer.register_forward_pre_hook(round_input)
