@@ -35,7 +35,6 @@ PACKAGES = {
 """Command → Debian's package of it."""
 
 _SUITE = "bookworm"
-_MIRROR = "http://deb.debian.org/debian"
 _INCLUDED = (
     "linux-image-arm64", "systemd-sysv", "systemd-timesyncd", "udev",
     "kmod", "iproute2", "openssh-server", "python3", "python3-venv",
@@ -177,7 +176,7 @@ def _disk(folder: Path) -> None:
     _run(
         "mmdebstrap", "--mode=root", "--arch=arm64", "--variant=minbase", f"--include={','.join(_INCLUDED)}",
         '--aptopt=APT::Install-Recommends "false"', f"--essential-hook={early}",
-        f'--customize-hook=sh {hook} "$1"', _SUITE, str(tree), _MIRROR, environment=environment,
+        f'--customize-hook=sh {hook} "$1"', _SUITE, str(tree), _mirror(), environment=environment,
     )  # fmt: skip
     for name in ("vmlinuz", "initrd.img"):
         shutil.copy(next((tree / "boot").glob(f"{name}-*")), folder / name)
@@ -186,6 +185,18 @@ def _disk(folder: Path) -> None:
     _run("mke2fs", "-q", "-t", "ext4", "-L", "root", "-d", str(tree), str(half), _DISK)
     half.rename(folder / "root.img")  # the file says that this stage is done
     shutil.rmtree(tree)
+
+
+def _mirror() -> str:
+    """Where this machine's own apt gets the suite from."""
+    said = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)",
+         "Identifier: Packages", f"Codename: {_SUITE}", "Component: main"],
+        capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    if not said:
+        raise CannotRun(f"apt has no source for Debian {_SUITE} here: add one to its sources and run apt-get update")
+    return said[0].rstrip("/")
 
 
 def _driver(folder: Path) -> None:
