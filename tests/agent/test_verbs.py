@@ -17,6 +17,8 @@ from edgecompress.board import bundle
 
 from .conftest import Board
 
+pytestmark = pytest.mark.slow
+
 MakeBoard = Callable[[str], Board]
 
 

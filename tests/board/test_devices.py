@@ -114,6 +114,7 @@ def test_doctor_of_sick_devices(local_profile: DeviceProfile, tmp_path: Path) ->
     assert not checks["agent"].ok and "cannot make" in checks["agent"].detail
 
 
+@pytest.mark.slow
 def test_doctor_reads_the_sensor_once(local_profile: DeviceProfile, tmp_path: Path) -> None:
     (tmp_path / "trace.csv").write_text("seconds,watts\n0,2.5\n0.1,2.5\n")
     options = {"path": str(tmp_path / "trace.csv")}

@@ -15,6 +15,8 @@ from edgecompress_agent import wire
 from edgecompress import energy, report, stats
 from edgecompress.report import plots, rows, terminal, view
 
+pytestmark = pytest.mark.slow
+
 Rows = dict[tuple[str, str], dict[str, Any]]
 
 

@@ -27,6 +27,8 @@ from edgecompress.records import Failure, to_json
 from edgecompress.report import as_csv, as_md, fields, plots, rows, terminal, view, wording
 from edgecompress.rundir import RunDir
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = (
     '=HYPERLINK("http://evil.example","x")',
     "<script>alert(1)</script>",
