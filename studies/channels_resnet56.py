@@ -1,30 +1,21 @@
 """ResNet-56 at half the MACs: our channels against Torch-Pruning's plain group magnitude, the same fine-tuning for both.
 
-Each way of pruning is applied to the same weights, scored on the test images, fine-tuned by edgecompress's own training (same
-images, epochs, learning rates, seeds) and scored again. A finished training is a file under --state: the same command goes
-on from there. `python studies/channels_resnet56.py --help`.
+A stopped study goes on with the same command. `python studies/channels_resnet56.py --help`.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import dataclasses
-import json
-import os
+import functools
 import sys
-import time
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from edgecompress import stats
-from edgecompress.errors import StepFailed
-from edgecompress.rundir import write_atomically
+from cifar_resnet56 import IN_SHAPE, Training, compared, parser_of, top1, trainings, write
 
-ROOT = Path(__file__).resolve().parent.parent
+from edgecompress.errors import StepFailed
+
 PEER = "torch-pruning"
-IN_SHAPE = (3, 32, 32)
 OURS: dict[str, dict[str, Any]] = {
     "l1": {"importance": "l1"},
     "l2": {"importance": "l2"},
@@ -40,103 +31,35 @@ OURS: dict[str, dict[str, Any]] = {
 
 
 def main() -> int:
-    root = Path(os.environ.get("EDGECOMPRESS_DATA", ROOT.parent / "shared" / "data"))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=root / "weights" / "resnet56.safetensors")
-    parser.add_argument(
-        "--data", type=Path, default=Path(os.environ.get("CIFAR10_50K", root / "cifar10.npz")),
-        help="cifar10.npz, as full_train.py or unpack.py of the real data make it; default: $CIFAR10_50K",
-    )  # fmt: skip
+    parser = parser_of("channels_resnet56", __doc__)
     parser.add_argument(
         "--ways", nargs="+", default=[PEER, "l1", "lap", "taylor"], choices=[PEER, *OURS], metavar="WAY"
     )
     parser.add_argument("--macs", type=float, default=0.5, help="fraction of the multiply-accumulates that is left")
     parser.add_argument("--multiple", type=int, default=8, help="of the widths, for all")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=0.03)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no training after this time")
-    parser.add_argument("--state", type=Path, default=ROOT / "runs" / "channels_resnet56")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "pruning" / "channels_resnet56")
     given = parser.parse_args()
-    for file in (given.data, given.weights):
-        if not file.is_file():
-            print(f"no such file: {file}; see studies/README.md, or give --data and --weights", file=sys.stderr)
-            return 2
-    import torch
-
-    torch.set_num_threads(given.threads)
-    settings = {k: getattr(given, k) for k in ("macs", "multiple", "epochs", "lr")}
-    began, found = time.monotonic(), []
-    for seed in range(given.seeds):
-        for way in given.ways:
-            file = given.state / f"{way}-{seed}.json"
-            if not file.exists():
-                if time.monotonic() - began > 60 * given.minutes:
-                    continue
-                result = {"way": way, "seed": seed, "settings": settings, **_run(way, seed, given)}
-                write_atomically(file, json.dumps(result, indent=1) + "\n")
-            result = json.loads(file.read_text())
-            if result["settings"] != settings:
-                print(f"{file} is of other settings: {result['settings']}; give another --state", file=sys.stderr)
-                return 2
-            found.append(result)
-            print(line(result), flush=True)
-    write_atomically(
-        given.out / "results.json", json.dumps({"settings": settings, "trainings": found}, indent=1) + "\n"
-    )
-    write_atomically(given.out / "table.md", table(found))
-    print(table(found))
+    settings = {"macs": given.macs, "multiple": given.multiple}
+    ways = {
+        way: functools.partial(plain_group_magnitude, **settings)
+        if way == PEER
+        else functools.partial(ours, wanted={**settings, **OURS[way]})
+        for way in given.ways
+    }
+    done = trainings(ways, given, settings)
+    if done is None:
+        return 2
+    write(given.out, *done, table(done[1]))
     return 0
 
 
-def _run(way: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
-    from edgecompress import cost
+def ours(model: Any, context: Any, *, wanted: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     from edgecompress.compress import channels
-    from edgecompress.compress.contract import Context, parse_params
-    from edgecompress.data import load
-    from edgecompress.evaluate import accuracy
-    from edgecompress.models import build
-    from edgecompress.study import DataSpec, ModelSpec, TrainSpec
+    from edgecompress.compress.contract import parse_params
 
-    data = load(
-        DataSpec(
-            name="npz", path=given.data, val_fraction=0.01, augment="crop-flip",
-            mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-        ),
-        seed=0,
-    )  # fmt: skip
-    model = build(ModelSpec(name="resnet56", weights=given.weights), num_classes=10, in_shape=IN_SHAPE).eval()
-    dense, whole = accuracy(model, data), cost.count(model, IN_SHAPE)
-    context = Context(
-        data=data, seed=seed, teacher=copy.deepcopy(model), scratch=given.state / "checkpoints" / f"{way}-{seed}"
-    )
-    began = time.monotonic()
-    if way == PEER:
-        model, facts = plain_group_magnitude(model, given.macs, given.multiple)
-    else:
-        wanted = {"macs": given.macs, "multiple": given.multiple, **OURS[way]}
-        model = channels.apply(model, parse_params("channels", wanted), context)
-        facts = dict(context.notes)
-    seconds = time.monotonic() - began
-    pruned = accuracy(model, data)
-    spec = TrainSpec(epochs=given.epochs, lr=given.lr, weight_decay=1e-4)
-    context.train(model, spec, method="channels")
-    tuned, left = accuracy(model, data), cost.count(model, IN_SHAPE)
-    return {
-        "facts": facts,
-        "macs_left": left.macs / whole.macs,
-        "params_left": left.params / whole.params,
-        "pruning_seconds": seconds,
-        "top1": {"dense": dense.top1, "pruned": pruned.top1, "tuned": tuned.top1},
-        "correct": {"dense": dense.correct, "tuned": tuned.correct},
-        "training": [dataclasses.asdict(record) for record in context.trainings],
-        "widths": [m.out_channels for m in model.modules() if hasattr(m, "out_channels") and hasattr(m, "kernel_size")],
-    }
+    return channels.apply(model, parse_params("channels", wanted), context), dict(context.notes)
 
 
-def plain_group_magnitude(model: Any, macs: float, multiple: int) -> tuple[Any, dict[str, Any]]:
+def plain_group_magnitude(model: Any, context: Any, *, macs: float, multiple: int) -> tuple[Any, dict[str, Any]]:
     """The model cut by Torch-Pruning's GroupMagnitudeImportance, global, at the ratio that comes nearest to the MACs.
 
     By itself Torch-Pruning takes the padding of the option A shortcut for an element-wise operation and leaves a network that
@@ -192,40 +115,18 @@ def plain_group_magnitude(model: Any, macs: float, multiple: int) -> tuple[Any, 
     return cut.eval(), {"pruning_ratio": ratio, "torch_pruning": metadata.version("torch-pruning")}
 
 
-def line(result: dict[str, Any]) -> str:
-    top1 = result["top1"]
-    return (
-        f"{result['way']} seed {result['seed']}: MACs {result['macs_left']:.3f}, parameters {result['params_left']:.3f}, "
-        f"top-1 {100 * top1['dense']:.2f} → {100 * top1['pruned']:.2f} → {100 * top1['tuned']:.2f} %"
-    )
-
-
-def table(found: list[dict[str, Any]]) -> str:
+def table(found: list[Training]) -> str:
     """The trainings as Markdown, each beside the peer's of the same seed: difference, its interval, and McNemar's p (Holm)."""
     peers = {r["seed"]: r for r in found if r["way"] == PEER}
     others = [r for r in found if r["way"] != PEER and r["seed"] in peers]
-    tests = [stats.mcnemar(peers[r["seed"]]["correct"]["tuned"], r["correct"]["tuned"]) for r in others]
-    adjusted = stats.holm([test.p for test in tests]) if tests else []
-    compared = {id(r): (test, p) for r, test, p in zip(others, tests, adjusted, strict=True)}
+    against = dict(zip(map(id, others), compared((peers[r["seed"]], r) for r in others), strict=True))
     lines = [
         "| way | seed | MACs left | parameters left | top-1 % dense → pruned → tuned | against the peer [95 %] | p (Holm) |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in found:
-        top1 = r["top1"]
-        cells = [
-            r["way"], str(r["seed"]), f"{r['macs_left']:.3f}", f"{r['params_left']:.3f}",
-            " → ".join(f"{100 * top1[k]:.2f}" for k in ("dense", "pruned", "tuned")),
-        ]  # fmt: skip
-        if id(r) in compared:
-            test, p = compared[id(r)]
-            cells += [
-                f"{100 * test.difference:+.2f} [{100 * test.low:+.2f}, {100 * test.high:+.2f}]",
-                f"{p:.3g}",
-            ]
-        else:
-            cells += ["", ""]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [r["way"], str(r["seed"]), f"{r['macs_left']:.3f}", f"{r['params_left']:.3f}", top1(r)]
+        lines.append("| " + " | ".join([*cells, *against.get(id(r), ("", ""))]) + " |")
     return "\n".join(lines) + "\n"
 
 
