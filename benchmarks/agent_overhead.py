@@ -33,7 +33,7 @@ from edgecompress_agent import wire
 
 from edgecompress.board import bundle
 
-TARGET = 1.02
+TARGET = 1.01
 ENGINES = {".onnx": "onnxruntime", ".tflite": "litert"}
 
 BARE = {
