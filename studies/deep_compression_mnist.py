@@ -12,15 +12,13 @@ import dataclasses
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from edgecompress.errors import StepFailed
-from edgecompress.records import ModelRecord
+from deep_compression_facts import compressed
+
 from edgecompress.rundir import RunDir, write_atomically
 from edgecompress.stats import wilson
-from edgecompress.studyfile import read_study
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = "deep-compression"
@@ -64,69 +62,12 @@ def main() -> int:
         if not given.report_only and subprocess.run(command, check=False).returncode:
             print(f"{paper.title}: the run did not end well; the same command goes on from there", file=sys.stderr)
             return 1
-        results.append(_network(paper, study, RunDir(run_dir)))
+        found = compressed(study, RunDir(run_dir), RECIPE)
+        results.append({"network": paper.title, "paper": dataclasses.asdict(paper), **found})
     write_atomically(given.out / "results.json", json.dumps({"networks": results}, indent=1) + "\n")
     write_atomically(given.out / "table.md", table(results))
     print(table(results))
     return 0
-
-
-def _network(paper: Paper, file: Path, run_dir: RunDir) -> dict[str, Any]:
-    """All that is known of one network: the study, errors (with each image's), the counts, the trainings, the packed file."""
-    study = read_study(file)
-    plan = run_dir.read_json("plan.json")
-    keys = [node["key"] for node in plan["recipes"][RECIPE]]
-    records = [_record(run_dir, key) for key in (keys[0], keys[-1])]
-    notes = records[1].steps[-1].notes
-    folders = [run_dir.path("files", "model", key) for key in (keys[0], keys[-1])]
-    return {
-        "network": paper.title,
-        "paper": dataclasses.asdict(paper),
-        "study": study.model_dump(mode="json", exclude={"data": {"root"}}),
-        "validation_error": [_validation_error(folder, study) for folder in folders],
-        "test": [dataclasses.asdict(record.accuracy) for record in records],
-        "kept_fraction": notes["kept_fraction"],
-        "values": notes["values"],
-        "paper_size": notes["paper_size"],
-        "ecz": _packed(folders[1]),
-        "trainings": [
-            {"epochs": t.epochs, "seconds": round(t.seconds, 1), "final_loss": t.final_loss}
-            for t in (*records[1].trainings, *(t for step in records[1].steps for t in step.trainings))
-        ],
-        "versions": run_dir.read_json("run.json")["versions"],
-    }
-
-
-def _record(run_dir: RunDir, key: str) -> ModelRecord:
-    record = run_dir.record("model", key, ModelRecord)
-    if record is None:
-        raise StepFailed(f"{run_dir.root} has no record of the model {key}")
-    return record
-
-
-def _validation_error(folder: Path, study: Any) -> float:
-    from edgecompress.data import load
-    from edgecompress.evaluate import accuracy
-    from edgecompress.models.checkpoint import load_model
-
-    return 1 - accuracy(load_model(folder), load(study.data, seed=study.seed), "val").top1
-
-
-def _packed(folder: Path) -> dict[str, Any]:
-    """The `.ecz` file of a model directory: where its bytes go. StepFailed when it does not come back bit for bit."""
-    import torch
-
-    import edgecompress
-    from edgecompress.coding.packing import pack
-
-    with tempfile.TemporaryDirectory() as temporary:
-        file = Path(temporary) / "model.ecz"
-        report = pack(folder, file)
-        model, again = edgecompress.load(folder), edgecompress.load(file)
-    before, after = model.state_dict(), again.state_dict()
-    if before.keys() != after.keys() or not all(torch.equal(before[name], after[name]) for name in before):
-        raise StepFailed(f"{folder} does not come back from its packed file as it was")
-    return {**dataclasses.asdict(report), "dense_bytes": report.dense_bytes}
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -184,3 +184,16 @@ def test_the_distillation_study_does_the_papers_pair_first():
         "seed-1-800-T20",
     ]
     assert len(set(names)) == 5 + 2 * 6
+
+
+def test_the_resnet56_table_sets_lookahead_beside_magnitude_of_the_same_zeros_and_seed():
+    import unstructured_resnet56 as study
+
+    def training(way, right, images=1000):
+        top1 = {"dense": 0.9, "pruned": 0.1, "tuned": right / images}
+        return {"way": way, "seed": 0, "top1": top1, "correct": {"tuned": "1" * right + "0" * (images - right)}}
+
+    found = [training("magnitude-95", 700), training("lookahead-80", 900), training("lookahead-95", 800)]
+    (line,) = study.table(found).splitlines()[2:]
+    assert line.startswith("| 95 | 0 | 90.00 → 10.00 → 70.00 | 90.00 → 10.00 → 80.00 | +10.00 [+")
+    assert float(line.split("|")[-2]) < 1e-20
