@@ -21,6 +21,11 @@ LayerNames = Annotated[tuple[str, ...], BeforeValidator(_one_or_more)]
 """Type of a method's parameter: one pattern or several."""
 
 
+def fits(pattern: str, layer: str) -> bool:
+    """Whether a pattern matches a layer's name."""
+    return fnmatch.fnmatchcase(layer, pattern)
+
+
 def matching(given: Iterable[str], layers: Iterable[str], key: str) -> list[str]:
     """The layers that a pattern matches, in their order. key: the parameter's name. UserError: a pattern that matches none."""
     names = list(layers)
@@ -56,7 +61,7 @@ def of_layers(
 
 
 def _best(given: Mapping[str, ValueT], name: str, key: str) -> ValueT:
-    fitting = [pattern for pattern in given if fnmatch.fnmatchcase(name, pattern)]
+    fitting = [pattern for pattern in given if fits(pattern, name)]
     best = max(_literal(pattern) for pattern in fitting)
     chosen = [pattern for pattern in fitting if _literal(pattern) == best]
     if any(given[pattern] != given[chosen[0]] for pattern in chosen):

@@ -24,9 +24,14 @@ _FORMAT = 1
 
 def training_key(model: nn.Module, data: Dataset, spec: TrainSpec, seed: int, devices: int, loss: Loss) -> str:
     """A hash of everything that the result of a training depends on: its first weights, masks, codes, data, spec, seed, loss."""
+    facts = [_FORMAT, spec.model_dump(mode="json"), seed, devices, data.record(), _loss_facts(loss)]
+    return state_key(model, data, facts)
+
+
+def state_key(model: nn.Module, data: Dataset, facts: Any) -> str:
+    """A hash of a model's weights, masks and codes, of its training data, and of plain JSON facts."""
     import torch
 
-    facts = [_FORMAT, spec.model_dump(mode="json"), seed, devices, data.record(), _loss_facts(loss)]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     digest.update(data.train.labels.tobytes())
     tensors = {**model.state_dict(), **{f"{name}{masks.SUFFIX}": mask for name, mask in masks.get(model).items()}}

@@ -37,6 +37,14 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "distill": {"epochs": 1, "batch_size": 64, "temperature": 3},
     "channels": {"macs": 0.6, "multiple": 1, "finetune": {"epochs": 1, "batch_size": 64}},
+    "amc": {
+        "episodes": 4,
+        "warmup": 1,
+        "images": 60,
+        "fit": 40,
+        "multiple": 1,
+        "finetune": {"epochs": 1, "batch_size": 64},
+    },
     "quantize": {"equalise": True, "correct_bias": True},
     "qat": {"epochs": 1, "finetune": {"batch_size": 64, "lr": 0.01}},
 }

@@ -22,8 +22,11 @@ TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """Of one layer: channels, weights for each pair of (out channel, in channel of its group), positions it is applied at."""
+class Layer:
+    """Of one layer: channels, weights for each pair of (out channel, in channel of its group), positions it is applied at.
+
+    per_out: parameters of an out channel beside the weights; stored_bytes: of an out channel's running statistics.
+    """
 
     out: int
     into: int
@@ -31,6 +34,12 @@ class _Layer:
     kernel: int
     positions: int
     per_out: int
+    stored_bytes: int = 0
+
+    @property
+    def macs(self) -> int:
+        """Of the whole layer."""
+        return self.out * (self.into // max(1, self.groups)) * self.kernel * self.positions
 
 
 class Prices:
@@ -39,7 +48,7 @@ class Prices:
     def __init__(self, model: nn.Module, groups: Sequence[Group], in_shape: tuple[int, ...]) -> None:
         from edgecompress import cost
 
-        self._layers = _layers(model, in_shape)
+        self._layers = layers(model, in_shape)
         self._owned: dict[str, dict[str, list[tuple[int, int]]]] = {
             name: {"in": [], "out": []} for name in self._layers
         }
@@ -51,28 +60,54 @@ class Prices:
         macs, params = self._sums([0] * len(groups))
         # What no layer owns (a functional product with weights, bare parameters) is there before and after.
         self._other = (whole.macs - macs, whole.params - params)
+        self._other_bytes = cost.weight_bytes(model) - self._stored([0] * len(groups)) - 4 * params
 
-    def after(self, removed: Sequence[int]) -> tuple[int, int]:
-        """(MACs, parameters) with this many units removed of each group."""
+    def after(self, removed: Sequence[float]) -> tuple[float, float]:
+        """(MACs, parameters) with this many units removed of each group; whole numbers of units give whole numbers."""
         macs, params = self._sums(removed)
         return macs + self._other[0], params + self._other[1]
 
-    def _sums(self, removed: Sequence[int]) -> tuple[int, int]:
-        macs = params = 0
+    def bytes_after(self, removed: Sequence[float]) -> float:
+        """Bytes of the network's state (`cost.weight_bytes`), its parameters in float32."""
+        return 4 * self._sums(removed)[1] + self._stored(removed) + self._other_bytes
+
+    def sides(self, name: str, removed: Sequence[float]) -> tuple[float, float]:
+        """(in, out) channels that a layer then has."""
+        layer, owned = self._layers[name], self._owned[name]
+        into = layer.into - sum(removed[g] * n for g, n in owned["in"])
+        return into, layer.out - sum(removed[g] * n for g, n in owned["out"])
+
+    @property
+    def squares(self) -> bool:
+        """Whether a layer both reads and writes channels of one group: its weights then fall with the square of what is left."""
+        return any(
+            {g for g, _ in owned["in"]} & {g for g, _ in owned["out"]}
+            for name, owned in self._owned.items()
+            if self._layers[name].groups == 1
+        )
+
+    def _stored(self, removed: Sequence[float]) -> float:
+        return sum(
+            layer.stored_bytes * (layer.out - sum(removed[g] * n for g, n in self._owned[name]["out"]))
+            for name, layer in self._layers.items()
+            if layer.stored_bytes
+        )
+
+    def _sums(self, removed: Sequence[float]) -> tuple[float, float]:
+        macs: float = 0
+        params: float = 0
         for name, layer in self._layers.items():
-            owned = self._owned[name]
-            out = layer.out - sum(removed[g] * n for g, n in owned["out"])
+            into, out = self.sides(name, removed)
             if layer.groups > 1 or not layer.into:
                 into = layer.into // max(1, layer.groups)
-            else:
-                into = layer.into - sum(removed[g] * n for g, n in owned["in"])
             weights = out * into * layer.kernel
             macs += weights * layer.positions
             params += weights + out * layer.per_out
         return macs, params
 
 
-def _layers(model: nn.Module, in_shape: tuple[int, ...]) -> dict[str, _Layer]:
+def layers(model: nn.Module, in_shape: tuple[int, ...]) -> dict[str, Layer]:
+    """The layers whose channels can be cut, by name, as one image of (C, H, W) finds them."""
     import torch
 
     from edgecompress.evaluate import device_of
@@ -91,18 +126,20 @@ def _layers(model: nn.Module, in_shape: tuple[int, ...]) -> dict[str, _Layer]:
     weighted = {n: m for n, m in modules.items() if isinstance(m, kept.WEIGHTED)}
     looks = [(m, count(n, kept.width(m, "out") or 1)) for n, m in weighted.items()]
     watch(model, [torch.zeros(1, *in_shape, device=device_of(model))], looks)
-    layers = {}
+    found = {}
     for name, module in modules.items():
         out, into = kept.width(module, "out") or 0, kept.width(module, "in") or 0
         if isinstance(module, kept.WEIGHTED):
             groups = getattr(module, "groups", 1)
             kernel = module.weight.numel() * groups // (out * into)
-            layers[name] = _Layer(out, into, groups, kernel, positions.get(name, 0), int(module.bias is not None))
+            found[name] = Layer(out, into, groups, kernel, positions.get(name, 0), int(module.bias is not None))
         else:
             values = sum(p.numel() for p in module.parameters(recurse=False))
-            if values and values % out == 0:
-                layers[name] = _Layer(out, 0, 1, 0, 0, values // out)
-    return layers
+            statistics = (getattr(module, leaf, None) for leaf in ("running_mean", "running_var"))
+            stored = sum(s.element_size() for s in statistics if s is not None)
+            if (values or stored) and values % out == 0:
+                found[name] = Layer(out, 0, 1, 0, 0, values // out, stored)
+    return found
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,7 @@ class Cutter:
     def cut(self, number: int) -> None:
         """The pruning `number` (from 1) of params.steps: what is removed of the budget goes in equal parts."""
         params = self.params
-        groups = find_groups(self.model, self.in_shape)
-        chosen = [g for g in groups if g.locked is None and self._chosen(g)]
-        unsafe = proof.unsafe(self.model, chosen, self.in_shape)
-        groups = [dataclasses.replace(g, locked=unsafe.get(g.name, g.locked)) for g in groups]
-        open_groups = [g for g in groups if g.locked is None and self._chosen(g)]
-        if not open_groups:
-            raise UserError(_nothing(groups), fix="Exclude fewer layers, or choose which: all.")
+        groups, open_groups = cuttable(self.model, self.in_shape, params.which, self._excluded)
         values = importance.score(
             self.model, open_groups, params.importance,
             reduce=params.reduce, fold=params.fold, in_shape=self.in_shape,
@@ -65,12 +59,6 @@ class Cutter:
             raise StepFailed(f"the channels are not cut: {reason}; exclude the layers in question")
         kept.cut(self.model, keep)
         self._note(groups, open_groups, removed)
-
-    def _chosen(self, group: Group) -> bool:
-        params = self.params
-        if params.which != "all" and group.stream != (params.which == "stream"):
-            return False
-        return not self._excluded.intersection(group.writers)
 
     def _by_ratios(self, groups: Sequence[Group]) -> list[int]:
         removed = []
@@ -171,6 +159,27 @@ class Cutter:
                 )
                 note("budget_reason", reason)
                 self.context.progress.say(f"channels: {reason}")
+
+
+def cuttable(
+    model: nn.Module, in_shape: tuple[int, ...], which: str, excluded: frozenset[str]
+) -> tuple[list[Group], list[Group]]:
+    """(all groups of a network, those of them that are chosen and can be cut). which, excluded: as in `Params`.
+
+    UserError when there is none to cut, with the reasons.
+    """
+
+    def chosen(group: Group) -> bool:
+        wanted = which == "all" or group.stream == (which == "stream")
+        return wanted and group.locked is None and not excluded.intersection(group.writers)
+
+    groups = find_groups(model, in_shape)
+    unsafe = proof.unsafe(model, [g for g in groups if chosen(g)], in_shape)
+    groups = [dataclasses.replace(g, locked=unsafe.get(g.name, g.locked)) for g in groups]
+    found = [g for g in groups if chosen(g)]
+    if not found:
+        raise UserError(_nothing(groups), fix="Exclude fewer layers, or choose which: all.")
+    return groups, found
 
 
 def _whose(params: Params) -> str:

@@ -34,14 +34,16 @@ def score(
 ) -> list[np.ndarray]:
     """For each group the importance of its units, float64 (size,), not negative; comparable between groups.
 
-    kind: "l1", "l2", "lap", "bn_scale", "taylor". reduce: "mean" or "sum" over the coupled layers. fold: for
-    l1 and l2, batch norms folded into the layers before them. in_shape: (C, H, W) of an
+    kind: "l1", "l2", "lap", "bn_scale", "taylor", "readers" (Σ |w| of what reads a unit; no choice of reduce). reduce: "mean" or
+    "sum" over the coupled layers. fold: for l1 and l2, batch norms folded into the layers before them. in_shape: (C, H, W) of an
     image. UserError: bn_scale for a group without batch norm, taylor without data, lap for a network that cannot be followed.
     """
     if kind == "lap":
         values = _lookahead(model, groups, reduce, in_shape)
     elif kind == "taylor":
         values = _taylor(model, groups, data, images, seed)
+    elif kind == "readers":
+        values = [_readers(model, group) for group in groups]
     elif kind == "bn_scale":
         values = [_bn_scale(model, group, reduce) for group in groups]
     else:
@@ -67,6 +69,18 @@ def _norm(model: nn.Module, group: Group, power: int, reduce: str, fold: bool) -
             value = value * _factor(model.get_submodule(folded[slot.module])).reshape(-1, *[1] * (value.ndim - 1))
         valued.append((slot, value.abs() ** power))
     return _reduced(_layer_sums(model, group, valued), reduce)
+
+
+def _readers(model: nn.Module, group: Group) -> np.ndarray:
+    """Σ |w| over the columns of all layers that read a unit (AMC's choice of channels); over its rows where none reads it."""
+    slots = [s for s in group.slots if not passes_on(model.get_submodule(s.module))]
+    weighted = [(s, getattr(model.get_submodule(s.module), "weight", None)) for s in slots]
+    for side in ("in", "out"):
+        valued = [(s, w.detach().double().abs()) for s, w in weighted if w is not None and s.side == side]
+        sums = _layer_sums(model, group, valued)
+        if sums:
+            return _reduced(sums, "sum")
+    return np.ones(group.size)
 
 
 def _factor(norm: Any) -> Tensor:

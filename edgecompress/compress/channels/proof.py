@@ -52,7 +52,7 @@ def differs(model: nn.Module, keep: Keep, in_shape: tuple[int, ...]) -> str | No
     try:
         with torch.no_grad():
             narrow = kept.cut(copy.deepcopy(model), keep).eval()(images)
-            wide = _silenced(copy.deepcopy(model), keep).eval()(images)
+            wide = silenced(copy.deepcopy(model), keep).eval()(images)
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).strip().splitlines()[0]
         return f"the network does not run without these channels ({reason})"
@@ -62,7 +62,7 @@ def differs(model: nn.Module, keep: Keep, in_shape: tuple[int, ...]) -> str | No
     return "an operation in the network's forward mixes or counts these channels"
 
 
-def _silenced(model: nn.Module, keep: Keep) -> nn.Module:
+def silenced(model: nn.Module, keep: Keep) -> nn.Module:
     """The model (changed in place) with all that was removed at zero, on the writing and on the reading side."""
     import torch
 

@@ -1,0 +1,200 @@
+"""One step of a recipe from beginning to end: what may be cut, the search or a policy's file, the cut, and the record of it all."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+from edgecompress import cost, resume
+from edgecompress.compress.amc import policy, scoring, spaces
+from edgecompress.compress.amc.environment import Environment, Units
+from edgecompress.compress.amc.greedy import Greedy
+from edgecompress.compress.amc.search import Search
+from edgecompress.compress.amc.spaces import ChannelSpace, Space, WeightSpace
+from edgecompress.compress.amc.strategies import Evolutionary, Learning, Random, Strategy, Uniform
+from edgecompress.errors import StepFailed, UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgecompress.compress.amc import Params
+    from edgecompress.compress.contract import Context
+
+_FORMAT = 1
+
+
+def search(model: nn.Module, params: Params, context: Context) -> None:
+    """Search, and make the model what the agent's best policy says."""
+    data = context.need_data("amc")
+    _check_writable(params)
+    space = _space(model, params, context)
+    env = _environment(space, params)
+    scorer = scoring.Scorer(data, params.images, context.seed)
+    _learn(space, params, context)
+
+    def reward(units: Units, top1: float) -> float:
+        keep = env.ratios(units)
+        return scoring.reward(params.reward, top1, space.costs["macs"](keep), space.costs["params"](keep))
+
+    found = Search(
+        env,
+        lambda units: scorer.top1(space.candidate(units)),
+        reward,
+        folder=context.scratch / "search",
+        key=resume.state_key(model, data, [_FORMAT, _decisive(params), context.seed, data.record()]),
+        progress=context.progress,
+    )
+    found.run(_learning(env, params, context), params.episodes, patience=params.patience, least=2 * params.warmup)
+    spent = len(found.trails["amc"].units)
+    for name in params.baselines:
+        found.run(_baseline(name, env, spent, context.seed), spent)
+    best = found.best("amc")
+    if best is None:
+        raise StepFailed("amc: no policy kept to the budget")
+    _finish(model, space, best.units, params, context)
+    _note_search(found, space, env, params, context, scored_on=scorer.images)
+    if params.save is not None:
+        policy.write(params.save, params.granularity, policy.ratios(space, best.units))
+
+
+def from_file(model: nn.Module, params: Params, context: Context) -> None:
+    """Make the model what a policy's file says. UserError: the file does not fit the network or the step."""
+    assert params.policy is not None
+    where = str(params.policy)
+    given = policy.read(params.policy)
+    wanted = dataclasses.replace(params, granularity=given.granularity)
+    space = _space(model, wanted, context)
+    units = policy.units_of(given, space, where=where)
+    if context.data is not None:
+        _learn(space, wanted, context)
+    _finish(model, space, units, wanted, context)
+
+
+def _decisive(params: Params) -> dict[str, Any]:
+    """The parameters that decide what is searched (not where it is written, nor what comes after)."""
+    return {k: v for k, v in dataclasses.asdict(params).items() if k not in ("finetune", "save", "policy")}
+
+
+def _check_writable(params: Params) -> None:
+    """UserError when the policy could not be written: before hours are spent on it."""
+    if params.save is None:
+        return
+    folder = params.save.parent
+    if params.save.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(
+            "the policy cannot be written there",
+            where=f"save: {params.save}",
+            fix="Name a file in a folder that exists.",
+        )
+
+
+def _space(model: nn.Module, params: Params, context: Context) -> Any:
+    if params.granularity == "weights":
+        return WeightSpace(model, params, context)
+    return ChannelSpace(model, params, context, params.multiple)
+
+
+def _environment(space: Space, params: Params) -> Environment:
+    """UserError: nothing that could be chosen, or a budget out of reach."""
+    if all(choice.levels == 1 for choice in space.choices):
+        raise UserError(
+            f"every group is at its least already, with widths in multiples of {params.multiple} and at least "
+            f"{params.lower:g} of each kept",
+            fix="Ask for a smaller multiple or a smaller lower.",
+        )
+    key, macs = params.budget, space.costs["macs"]
+    if key is None:
+        return Environment(space.choices, macs=macs, used=macs, budget=float("inf"))
+    share: float = getattr(params, key)
+    spaces.out_of_reach(space, key, share, params, params.multiple)
+    used = space.costs[key]
+    whole = used([1.0] * len(space.choices))
+    return Environment(space.choices, macs=macs, used=used, budget=share * whole, linear=space.linear[key])
+
+
+def _learn(space: Any, params: Params, context: Context) -> None:
+    count = params.fitting_images
+    if count:
+        space.learn(scoring.training_images(context.need_data("amc"), count, context.seed), context.seed)
+
+
+def _learning(env: Environment, params: Params, context: Context) -> Learning:
+    return Learning(env, warmup=params.warmup, seed=context.seed)
+
+
+def _baseline(name: str, env: Environment, evaluations: int, seed: int) -> Strategy:
+    if name == "uniform":
+        return Uniform(env)
+    if name == "random":
+        return Random(env, seed)
+    return Greedy(env, evaluations, seed) if name == "greedy" else Evolutionary(env, seed)
+
+
+def _finish(model: nn.Module, space: Any, units: Units, params: Params, context: Context) -> None:
+    """The cut, and what it left."""
+    before = cost.count(model, space.in_shape), cost.weight_bytes(model)
+    space.apply(model, units)
+    after = cost.count(model, space.in_shape)
+    note = context.note
+    if params.granularity == "channels":
+        note("macs_left", after.macs / before[0].macs)
+        note("params_left", after.params / before[0].params)
+        note("bytes_left", cost.weight_bytes(model) / before[1])
+        per_unit = {g.name: g.per_unit for g in space.groups}
+        kept = {
+            c.name: [n * per_unit[c.name], c.size * per_unit[c.name]] for c, n in zip(space.choices, units, strict=True)
+        }
+        note("widths", kept)
+        note("locked", {g.name: g.locked for g in space.all_groups if g.locked is not None})
+        left_out = space.products.left_out if space.products is not None else space.readers()
+        note("not_fitted", left_out)
+    else:
+        note("macs_left", after.effective_macs / before[0].effective_macs)
+        note("params_left", after.nonzero_params / before[0].nonzero_params)
+        note("kept_weights", {c.name: [n, c.size] for c, n in zip(space.choices, units, strict=True)})
+    note("policy", policy.ratios(space, units))
+
+
+def _note_search(
+    found: Search, space: Space, env: Environment, params: Params, context: Context, *, scored_on: int
+) -> None:
+    """All that was tried: for each strategy the reward of every evaluation, and its best policy, which can be applied as well."""
+    strategies: dict[str, Any] = {}
+    for name, trail in found.trails.items():
+        best = found.best(name)
+        strategies[name] = {
+            "evaluations": len(trail.units),
+            "different": len(set(trail.units)),
+            "seconds": round(trail.seconds, 1),
+            "rewards": [None if r is None else round(r, 6) for r in found.rewards(name)],
+            "best": None if best is None else {
+                "reward": best.reward, "top1": best.top1, "evaluation": best.evaluation,
+                "budget_used": env.used(env.ratios(best.units)) / env.used([1.0] * len(env.choices)),
+                "policy": policy.ratios(space, best.units),
+            },
+        }  # fmt: skip
+    speed = found.scored / found.scoring_s if found.scoring_s else None
+    context.note(
+        "search",
+        {
+            "reward": params.reward,
+            "granularity": params.granularity,
+            "budget": params.budget,
+            "share": None if params.budget is None else getattr(params, params.budget),
+            "scored_on": f"{scored_on} images of val",
+            "policies_per_second": speed,
+            "policies_scored": found.scored,
+            "scoring_seconds": round(found.scoring_s, 1),
+            "resumed_at": found.resumed_at,
+            "strategies": strategies,
+        },
+    )
+    rewards = {n: s["best"]["reward"] for n, s in strategies.items() if s["best"] is not None}
+    better = [n for n, value in rewards.items() if n != "amc" and value > rewards["amc"]]
+    if better:
+        said = ", ".join(f"{n} {rewards[n]:.4g}" for n in better)
+        context.note("better_than_amc", better)
+        context.progress.say(
+            f"amc: a better policy was found by {said} (the agent's: {rewards['amc']:.4g}); see the notes"
+        )
