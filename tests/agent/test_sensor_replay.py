@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,12 @@ def _json(tmp_path: Path, value: Any = TRACE) -> dict[str, Any]:
     file = tmp_path / "trace.json"
     file.write_bytes(wire.encode(value))
     return {"path": str(file)}
+
+
+def _of_interval(seconds: float) -> dict[str, Any]:
+    """TRACE, as a sensor of this interval would have made it."""
+    value: dict[str, Any] = wire.to_json(TRACE)
+    return {**value, "info": {**value["info"], "interval_s": seconds}}
 
 
 def _read(sensor: Any, count: int) -> list[Any]:
@@ -85,6 +93,33 @@ def test_csv(tmp_path: Path) -> None:
     assert samples[2].t_ns - samples[0].t_ns == 40 * MS
 
 
+def test_csv_of_a_spreadsheet_and_with_the_time_of_day(tmp_path: Path) -> None:
+    """A byte order mark before the header, and seconds since 1970."""
+    file = tmp_path / "meter.csv"
+    file.write_bytes(b"\xef\xbb\xbfseconds,watts\r\n1700000000.00,1\r\n1700000000.02,2\r\n1700000000.04,3\r\n")
+    samples = _read(open_sensor("replay", {"path": str(file)}), 3)
+    assert [s.power_uw for s in samples] == [1_000_000, 2_000_000, 3_000_000]
+    assert samples[2].t_ns - samples[0].t_ns == pytest.approx(40 * MS, abs=1000)
+
+
+def test_what_was_wrong_with_the_recording_is_noted(tmp_path: Path) -> None:
+    broken = dataclasses.replace(TRACE, stale=2, overflows=1, ended_reason="the meter was unplugged")
+    notes = open_sensor("replay", _json(tmp_path, broken)).info.notes
+    assert "of the recorded readings: 1 out of range, 2 repeated, it ended because the meter was unplugged" in notes
+    assert not any("recorded readings" in note for note in open_sensor("replay", _json(tmp_path)).info.notes)
+
+
+@pytest.mark.parametrize("what", ["/dev/zero", "pipe", "directory"])
+def test_what_may_have_no_end_is_not_read(tmp_path: Path, what: str) -> None:
+    place = tmp_path / what
+    if what == "pipe":
+        os.mkfifo(place)
+    elif what == "directory":
+        place.mkdir()
+    with pytest.raises(AgentError, match="is not a file"):
+        open_sensor("replay", {"path": str(place)})
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
@@ -102,6 +137,13 @@ def test_csv(tmp_path: Path) -> None:
         ("x.csv", "seconds,watts\n1,2\n2\n", "line 3 is not 2 numbers"),
         ("x.csv", "seconds,watts\n1,2\n", "fewer than two"),
         ("x.csv", "seconds,watts\n2,2\n1,2\n", "do not grow"),
+        ("x.csv", f"seconds,watts\n1,{'2' * 200_000}\n", "is not one: field larger"),
+        ("x.csv", "seconds,watts\n1,2\n2,1e7\n", "more than a megawatt: is its unit right?"),
+        ("x.csv", "seconds,watts,usb\n1,2,3\n2,1,-1e7\n", "more than a megawatt"),
+        ("x.csv", "seconds,watts\n1,2\n2,2\n1e7,2\n", "are its times right?"),
+        ("x.csv", "seconds,watts\n1,2\n1.0000001,2\n1.0000002,2\n", "are its times right?"),
+        ("x.json", json.dumps(_of_interval(1e300)), "are its times right?"),
+        ("x.json", json.dumps(_of_interval(1e-300)), "are its times right?"),
     ],
 )
 def test_what_is_no_recording_is_refused(tmp_path: Path, name: str, text: str | bytes, said: str) -> None:

@@ -110,6 +110,12 @@ def test_single_lines_that_are_none_are_left_out(tool: Make, opened: Callable[..
     assert [sensor.read(2).rails_mw["VDD_GPU_SOC"] % 2 for _ in range(5)] == [0] * 5
 
 
+def test_what_it_said_before_it_ended_is_told(tool: Make, opened: Callable[..., Any]) -> None:
+    tool("say('tegrastats: cannot open /sys/kernel/debug/bpmp: Permission denied')\nos._exit(1)")
+    with pytest.raises(AgentError, match=r"ended with exit status 1; it printed '.*Permission denied'"):
+        opened()
+
+
 @pytest.mark.parametrize("last", ["os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_dies(last: str, tool: Make, opened: Callable[..., Any]) -> None:
     tool(f"for n in range(4):\n    time.sleep(interval)\n    say(line(n))\n{last}")

@@ -4,7 +4,8 @@ Two kinds of file:
 
 - JSON: a trace as a run directory keeps it (`wire.Trace`; also a whole result, whose trace is taken). Its sensor's scope,
   limits and rails are the recording's.
-- CSV: a header `seconds,watts` (more columns are read as rails, in watts), then one line for each reading.
+- CSV: a header `seconds,watts` (more columns are read as rails, in watts), then one line for each reading. The seconds may be
+  those of a Unix clock.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import csv
 import dataclasses
 import json
 import math
+import stat
 import statistics
 import time
 from pathlib import Path
@@ -27,6 +29,8 @@ OPTIONS: Dict[str, str] = {
     "loop": "true: begin again at its end; false (default): the trace ends there",
 }
 _MOST_BYTES = 256 << 20
+_LEAST_S, _MOST_S, _MOST_UW = 1e-6, 1e6, 10**12
+"""Between two readings, from the first to the last one, and of one: beyond these it is no recording of a board."""
 
 
 class Replay:
@@ -39,7 +43,7 @@ class Replay:
             name="replay",
             description=f"replayed from {source}: {recorded.info.description}",
             replayed=True,
-            notes=(*recorded.info.notes, f"recorded by {recorded.info.name}, not at this measurement"),
+            notes=(*recorded.info.notes, *_faults(recorded), f"recorded by {recorded.info.name}, not at this measurement"),
         )
         self._trace, self._loop = recorded, loop
         first = recorded.t_ns[0]
@@ -73,6 +77,14 @@ class Replay:
         self._closed = True
 
 
+def _faults(recorded: wire.Trace) -> List[str]:
+    """What was wrong with the recording: its readings do not tell it, each by itself."""
+    counts = {"out of range": recorded.overflows, "repeated": recorded.stale, "not read in time": recorded.dropped}
+    found = [f"{count} {what}" for what, count in counts.items() if count]
+    found += [f"it ended because {recorded.ended_reason}"] if recorded.ended_reason else []
+    return [f"of the recorded readings: {', '.join(found)}"] if found else []
+
+
 def open(options: Dict[str, Any]) -> Replay:
     """The recording of option `path`. AgentError: no such file, or it holds no trace."""
     check_options("replay", options, OPTIONS)
@@ -83,17 +95,29 @@ def open(options: Dict[str, Any]) -> Replay:
         raise AgentError(f"sensor replay: loop must be true or false, not {loop!r}")
     file = Path(path).expanduser()
     try:
-        if file.stat().st_size > _MOST_BYTES:
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):  # a device or a pipe may have no end
+            raise AgentError(f"the recording {file} is not a file")
+        if found.st_size > _MOST_BYTES:
             raise AgentError(f"{file}: larger than {_MOST_BYTES >> 20} MB")
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise AgentError(f"the recording {file} cannot be read: {error}") from None
     try:
         trace = _from_csv(text, file.name) if file.suffix.lower() == ".csv" else _from_json(text)
-    except ValueError as error:  # WireError is one
+    except (ValueError, csv.Error) as error:  # WireError is a ValueError
         raise AgentError(f"the recording {file} is not one: {error}") from None
     if len(trace.t_ns) < 2 or any(b <= a for a, b in zip(trace.t_ns, trace.t_ns[1:])):
         raise AgentError(f"the recording {file} needs at least two readings, each later than the one before")
+    interval_s = trace.info.interval_s
+    if trace.t_ns[-1] - trace.t_ns[0] > _MOST_S * 1e9 or not _LEAST_S <= interval_s <= _MOST_S:
+        raise AgentError(
+            f"the recording {file} has a reading every {interval_s:.3g} s, and must last {_MOST_S:g} s at most with readings at "
+            f"least {_LEAST_S:g} s apart: are its times right?"
+        )
+    too_much = any(abs(uw) > _MOST_UW for uw in trace.power_uw)
+    if too_much or any(abs(mw) > _MOST_UW // 1000 for rail in trace.rails_mw.values() for mw in rail):
+        raise AgentError(f"the recording {file} has a power of more than a megawatt: is its unit right?")
     return Replay(trace, loop, file.name)
 
 
@@ -146,7 +170,7 @@ def _numbers(line: Sequence[str]) -> Optional[List[float]]:
         found = [float(cell) for cell in line]
     except ValueError:
         return None
-    return found if all(math.isfinite(n) and abs(n) < 1e9 for n in found) else None
+    return found if all(math.isfinite(n) and abs(n) < 1e12 for n in found) else None
 
 
 def _scaled(values: Sequence[float], factor: float) -> Tuple[int, ...]:

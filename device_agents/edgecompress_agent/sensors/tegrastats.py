@@ -67,9 +67,12 @@ class _Tegrastats:
 
     def _first(self, command: str, interval_ms: int) -> Reading:
         """The first line that is one. AgentError when it has no rails, or when none comes."""
-        reading = Reading()
+        reading, line = Reading(), ""
         for _ in range(10):
-            _, line = self._next(5 + 2 * interval_ms / 1000)
+            try:
+                _, line = self._next(5 + 2 * interval_ms / 1000)
+            except SensorFault as fault:  # what it said before it ended is mostly why
+                raise AgentError(f"{fault}; it printed {short(line)}" if line else str(fault)) from None
             reading = parse_line(line)
             if reading.rails_mw:
                 return reading
