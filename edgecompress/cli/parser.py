@@ -142,6 +142,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     profile.add_argument("--min-s", type=float, default=5.0)
     profile.add_argument("--blocks", type=int, default=5)
     profile.add_argument(
+        "--power",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the power pass on a device with a sensor, as measure.power of a study: windows=3, window_s=20, …; may be "
+        "repeated; off: no power pass",
+    )
+    profile.add_argument(
         "--json", action="store_true", help="print the raw result of the agent and the summary as JSON"
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.cli.bars import progress
+from edgecompress.cli.settings import key_values
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.studyfile import read_device, validate
 
@@ -34,6 +35,7 @@ class _Measured:
     operators_reason: str | None = None
     result: wire.Result | None = None
     reason: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def profile(arguments: argparse.Namespace) -> int:
@@ -45,6 +47,8 @@ def profile(arguments: argparse.Namespace) -> int:
     if artifact.suffix not in (".onnx", ".tflite") or not artifact.is_file():
         raise UserError("is no .onnx or .tflite file", where=str(artifact), fix="Give the path of a model file.")
     values = {key: getattr(arguments, key) for key in ("warmup_s", "min_s", "blocks", "profile_ops")}
+    power = None if arguments.power == ["off"] else key_values(arguments.power, "--power", "window_s=2")
+    values |= {"power": power}
     measures = [
         (validate(MeasureSpec, {**values, "threads": n, "score_on": "none"}, where="profile", base=Path()), batch)
         for batch in arguments.batch
@@ -56,11 +60,11 @@ def profile(arguments: argparse.Namespace) -> int:
 
     with progress() as bars, connect(device) as session:
         measured = [_measure(session, artifact, device, measure, batch, bars) for measure, batch in measures]
-    if len(measured) == 1 and measured[0].reason:
-        raise StepFailed(f"{artifact} on {device.name}: {measured[0].reason}")
     if arguments.json:
         print(json.dumps(_document(artifact, device, measured), allow_nan=False))
-    else:
+    if len(measured) == 1 and measured[0].reason:
+        raise StepFailed(f"{artifact} on {device.name}: {measured[0].reason}")
+    if not arguments.json:
         _show(artifact, device, measured, profile_ops=arguments.profile_ops)
     return 1 if any(m.reason for m in measured) else 0
 
@@ -71,7 +75,7 @@ def _measure(
     from edgecompress_agent import wire
 
     from edgecompress import measurement, operators
-    from edgecompress.report import profiles
+    from edgecompress.report import energies, findings, profiles
     from edgecompress.report.rows import latency_summary
 
     job, files = measurement.make_job(
@@ -85,16 +89,21 @@ def _measure(
     except StepFailed as error:
         return replace(this, reason=str(error))
     if result.status != "ok":
-        return replace(this, reason=result.reason)
+        return replace(this, reason=result.reason, result=result)
     try:
         summary = latency_summary(wire.to_json(result))
-        summary |= {"throughput_per_s": profiles.throughput_per_s(job, result), **profiles.energy_fields(job, result)}
+        summary |= {"throughput_per_s": profiles.throughput_per_s(job, result)}
     except ValueError as error:
         return replace(this, reason=f"the answer of the device makes no sense: {error}")
     fields = profiles.operator_fields(wire.to_json(job), result, summary["latency_ms_p50"])
     asked = fields["operator_times_reason"] if job.profile_ops else None
+    energy_fields, energy = energies.of_result(result, job.power, device.battery_wh)
+    blocks_ms = [[ns / 1e6 for ns in block.latencies_ns] for block in result.blocks]
+    warnings = [*(energy.warnings if energy else ()), *findings.latency_warnings(blocks_ms)]
+    warnings += [*findings.condition_warnings(result.conditions), *result.warnings]
     return replace(
-        this, summary=summary, operators=fields["operator_times"], operators_reason=asked, result=result
+        this, summary=summary | energy_fields, operators=fields["operator_times"], operators_reason=asked, result=result,
+        warnings=tuple(dict.fromkeys(warnings)),
     )  # fmt: skip
 
 
@@ -111,6 +120,7 @@ def _document(artifact: Path, device: DeviceProfile, measured: list[_Measured]) 
                 "status": "failed" if m.reason else "ok",
                 "reason": m.reason,
                 "summary": m.summary,
+                "warnings": list(m.warnings),
                 "operator_times": m.operators,
                 "operator_times_reason": m.operators_reason,
                 "result": None if m.result is None else wire.to_json(m.result),
@@ -167,8 +177,7 @@ def _show(artifact: Path, device: DeviceProfile, measured: list[_Measured], *, p
         elif m.operators_reason:
             print(w.plain(f"Time by operator, {where}: {m.operators_reason}"))
     for m in measured:
-        warnings = [m.reason] if m.reason else list(m.result.warnings if m.result else ())
-        for warning in warnings:
+        for warning in [m.reason] if m.reason else m.warnings:
             print(f"warning: threads {m.threads}, batch {m.batch}: {w.plain(warning)}", file=sys.stderr)
 
 

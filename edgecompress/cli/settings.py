@@ -16,7 +16,9 @@ def short_form(text: str, option: str) -> tuple[str, dict[str, Any]]:
     return name, key_values(_split(rest), option) if rest else {}
 
 
-def key_values(settings: list[str], option: str) -> dict[str, Any]:
+def key_values(
+    settings: list[str], option: str, example: str = "magnitude:sparsity=0.8,allocation=global"
+) -> dict[str, Any]:
     """`key=value` texts as a dict; values are YAML. UserError for anything else, and for a key that stands twice."""
     values: dict[str, Any] = {}
     for setting in settings:
@@ -26,7 +28,7 @@ def key_values(settings: list[str], option: str) -> dict[str, Any]:
             raise UserError(
                 f"{setting!r} is not key=value",
                 where=option,
-                fix="For example magnitude:sparsity=0.8,allocation=global",
+                fix=f"For example {example}",
             )
         if key in values:
             raise UserError(f"{key!r} stands twice", where=option, fix="Give it once.")

@@ -29,7 +29,7 @@ def latency_warnings(blocks_ms: Blocks) -> list[str]:
     warnings = []
     samples = sum(len(b) for b in blocks_ms)
     if samples < MIN_SAMPLES:
-        warnings.append(f"only {samples} timed inferences: raise measure.min_s for at least {MIN_SAMPLES}")
+        warnings.append(f"only {samples} timed inferences: a longer min_s gives at least {MIN_SAMPLES}")
     elif samples < 1000:
         warnings.append(f"the 99th percentile rests on the slowest {max(1, samples // 100)} of {samples} inferences")
     if len(blocks_ms) < MIN_BLOCKS:

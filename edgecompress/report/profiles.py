@@ -40,30 +40,26 @@ def throughput_per_s(job: wire.Job, result: wire.Result) -> float:
     return inputs_at_once(job, result) * sum(len(block.latencies_ns) for block in result.blocks) * 1e9 / taken_ns
 
 
-def energy_fields(job: wire.Job, result: wire.Result) -> dict[str, Any]:
-    """The energy of one inference (of the whole batch), under the names it has in a row of results.json."""
-    found: dict[str, Any] = {
-        "energy_mj": None, "energy_mj_low": None, "energy_mj_high": None, "power_scope": None, "sensor": result.sensor,
-        "energy_reason": None,
-    }  # fmt: skip
-    if result.power is None:
-        return found | {"energy_reason": f"not measured: {w.plain(result.power_reason or 'no reason was given')}"}
-    from edgecompress.energy import summarise
-
-    summary = summarise(result.power, conditions=result.conditions, plan=job.power)
-    found |= {"power_scope": summary.scope, "sensor": w.plain(summary.sensor.name)}
-    if summary.gross_j is None:
-        return found | {"energy_reason": f"not measured: {w.plain('; '.join(summary.invalid))}"}
-    joules = summary.gross_j
-    found |= {"energy_mj": 1e3 * joules.value, "energy_mj_low": 1e3 * joules.low, "energy_mj_high": 1e3 * joules.high}
-    return found | ({"sensor": f"{found['sensor']} (replayed)"} if summary.sensor.replayed else {})
-
-
 def energy_text(fields: Mapping[str, Any]) -> str:
+    """The energy of one inference (of the whole batch) and what follows from it, in one sentence. fields: `energies.of_result`."""
     if fields["energy_mj"] is None:
         return str(fields["energy_reason"])
-    interval = w.milliseconds_interval(fields["energy_mj_low"], fields["energy_mj_high"])
-    return f"{w.milliseconds(fields['energy_mj'])} mJ ({interval}) per inference, {fields['power_scope']}, {fields['sensor']}"
+    said = [f"{_energy('energy_mj', fields)} per inference, {fields['power_scope']}, {fields['sensor']}"]
+    if fields["energy_dynamic_mj"] is not None:
+        said.append(f"over idle {_energy('energy_dynamic_mj', fields)}")
+    idle = "" if fields["idle_w"] is None else f", idle {fields['idle_w']:.4g} W"
+    said.append(f"mean {fields['power_mean_w']:.4g} W, peak {fields['power_peak_w']:.4g} W{idle}")
+    said.append(
+        f"{fields['inferences_per_wh']:.4g} inferences per Wh, energy × time {fields['energy_delay_mjs']:.4g} mJ·s"
+    )
+    if fields["battery_hours"] is not None:
+        said.append(f"the battery lasts {fields['battery_hours']:.3g} h")
+    return "; ".join(said)
+
+
+def _energy(name: str, fields: Mapping[str, Any]) -> str:
+    interval = w.milliseconds_interval(fields[f"{name}_low"], fields[f"{name}_high"])
+    return f"{w.milliseconds(fields[name])} mJ ({interval})"
 
 
 def operator_times(result: wire.Result, latency_ms: float) -> dict[str, Any] | None:

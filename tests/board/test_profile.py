@@ -59,8 +59,64 @@ def test_one_configuration_that_cannot_be_is_a_failed_step(
     tmp_path: Path, device: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tiny_models.write_onnx(tmp_path / "model.onnx", shape=(1, 3, 8, 8))
-    assert main(["profile", str(file), "--device", device, "--batch", "4", *QUICK]) == 1
-    assert "takes no batch of 4" in capsys.readouterr().err
+    assert main(["profile", str(file), "--device", device, "--batch", "4", "--json", *QUICK]) == 1
+    out, err = capsys.readouterr()
+    assert "takes no batch of 4" in err
+    (found,) = json.loads(out)["measurements"]
+    assert found["status"] == "failed" and found["result"]["status"] == "failed"
+
+
+_PASS = ("window_s=0.3", "windows=3", "min_samples=5", "idle_s=0.3", "settle_s=0")
+POWER = [word for setting in _PASS for word in ("--power", setting)]
+
+
+def _replayed(tmp_path: Path, seconds: float) -> str:
+    """A device whose meter is a recording of 2 W, a reading every 10 ms."""
+    recording = tmp_path / "meter.csv"
+    recording.write_text("seconds,watts\n" + "".join(f"{n / 100:.2f},2\n" for n in range(round(100 * seconds))))
+    file = tmp_path / "metered.yaml"
+    options = f"sensor: replay\nsensor_options: {{path: {recording}}}\nscope: board\nbattery_wh: 10\n"
+    file.write_text(f"name: metered\nworkdir: {tmp_path / 'workdir'}\n{options}")
+    return str(file)
+
+
+def test_energy_has_all_its_figures_and_its_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tiny_models.write_onnx(tmp_path / "model.onnx", repeat=20)
+    assert main(["profile", str(file), "--device", _replayed(tmp_path, 20), "--json", *QUICK, *POWER]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["measurements"]
+    summary = found["summary"]
+    assert summary["energy_reason"] is None, summary["energy_reason"]
+    assert summary["power_mean_w"] == summary["power_peak_w"] == summary["idle_w"] == pytest.approx(2)
+    assert (summary["energy_windows"], summary["power_scope"]) == (3, "board")
+    assert summary["energy_mj"] == pytest.approx(7.2e6 / summary["inferences_per_wh"])
+    assert (summary["battery_hours"], summary["sensor"]) == (pytest.approx(5), "replay (replayed)")
+    assert any("replayed" in text for text in found["warnings"])
+    assert any("windows of 0.3 s" in text for text in found["warnings"])
+
+
+def test_a_sensor_that_dies_leaves_the_rest_and_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tiny_models.write_onnx(tmp_path / "model.onnx", repeat=20)
+    assert main(["profile", str(file), "--device", _replayed(tmp_path, 0.5), *QUICK, *POWER]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Energy, threads 1, batch 1: not measured: " in out and "the recording ended after 0.49 s" in out
+
+
+def test_the_power_pass_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tiny_models.write_onnx(tmp_path / "model.onnx", repeat=20)
+    assert main(["profile", str(file), "--device", _replayed(tmp_path, 5), *QUICK, "--power", "off"]) == 0
+    assert "not measured: the job did not ask for power" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("windows", "'windows' is not key=value"), ("windws=3", "did you mean windows"), ("windows=0", "power.windows")],
+)
+def test_a_wrong_power_pass_is_refused(
+    tmp_path: Path, given: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tiny_models.write_onnx(tmp_path / "model.onnx")
+    assert main(["profile", str(file), "--power", given]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "tflite"])

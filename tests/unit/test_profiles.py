@@ -11,7 +11,7 @@ from edgecompress_agent import wire
 
 from edgecompress.cli.parser import parse
 from edgecompress.records import Measurement
-from edgecompress.report import profiles, render, rows
+from edgecompress.report import energies, profiles, render, rows
 from edgecompress.study import MeasureSpec
 
 MS = 1_000_000
@@ -89,9 +89,29 @@ def test_throughput_counts_the_inputs_of_a_batch() -> None:
 
 
 def test_no_sensor_is_a_reason_and_no_zero() -> None:
-    fields = profiles.energy_fields(case.job("onnx-fp32"), case.result("baseline", "onnx-fp32"))
+    fields, _ = energies.of_result(case.result("baseline", "onnx-fp32"), None, None)
     assert fields["energy_mj"] is None
     assert profiles.energy_text(fields) == "not measured: no sensor on this device"
+
+
+def test_the_energy_is_told_with_all_that_follows_from_it() -> None:
+    result = case.result("baseline", "onnx-fp32", power=case.power(10.0, 5.0), sensor="ina219")
+    fields, _ = energies.of_result(result, wire.PowerPlan(), 20.0)
+    text = profiles.energy_text(fields)
+    for part in (
+        "mJ (",
+        "per inference, board, ina219",
+        "over idle",
+        "mean ",
+        "peak ",
+        "idle ",
+        "per Wh",
+        "mJ·s",
+        " h",
+    ):
+        assert part in text, text
+    without, _ = energies.of_result(result, wire.PowerPlan(), None)
+    assert "battery" not in profiles.energy_text(without)
 
 
 def _document(result: wire.Result, *, asked: bool = True) -> dict[str, Any]:

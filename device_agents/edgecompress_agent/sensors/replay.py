@@ -43,7 +43,11 @@ class Replay:
             name="replay",
             description=f"replayed from {source}: {recorded.info.description}",
             replayed=True,
-            notes=(*recorded.info.notes, *_faults(recorded), f"recorded by {recorded.info.name}, not at this measurement"),
+            notes=(
+                *recorded.info.notes,
+                *_faults(recorded),
+                f"recorded by {recorded.info.name}, not at this measurement",
+            ),
         )
         self._trace, self._loop = recorded, loop
         first = recorded.t_ns[0]
