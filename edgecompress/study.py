@@ -6,6 +6,7 @@ accepted and ignored would be a wrong answer with a clean face.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,9 +41,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Spec(BaseModel):
-    """What all parts of a study share: immutable, and no unknown keys."""
+    """What all parts of a study share: immutable, no unknown keys, and no number that JSON cannot hold."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class TrainSpec(Spec):
@@ -321,6 +322,12 @@ def _no_duplicates(names: tuple[str, ...]) -> tuple[str, ...]:
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.~/@+-][A-Za-z0-9_.~/@+ -]*$")]
 
 
+_ENGINES: dict[Literal["onnx", "tflite"], Literal["onnxruntime", "litert"]] = {
+    "onnx": "onnxruntime",
+    "tflite": "litert",
+}
+
+
 class DeviceProfile(Spec):
     """A board, or this machine: how to reach it, which Python and engines it has, what reads its power."""
 
@@ -345,7 +352,7 @@ class DeviceProfile(Spec):
         default="~/.cache/edgecompress", description="directory on the device for the agent, files and jobs"
     )
     engines: dict[Literal["onnx", "tflite"], Literal["onnxruntime", "litert"]] = Field(
-        default={"onnx": "onnxruntime", "tflite": "litert"}, description="file type → engine"
+        default=_ENGINES, description="file type → engine"
     )
     providers: tuple[str, ...] = Field(
         default=("CPUExecutionProvider",), min_length=1, description="ONNX Runtime execution providers"
@@ -355,8 +362,8 @@ class DeviceProfile(Spec):
         description="type of onnx-int8 activations: x86 with VNNI uint8, x86 without uint8-reduced, ARM int8, GPU symmetric-int8; "
         "auto: by this machine's CPU for local, int8 for ssh",
     )
-    cpus: tuple[int, ...] | None = Field(
-        default=None, description="CPUs to pin the measurement to; default: no pinning"
+    cpus: tuple[Annotated[int, Field(ge=0, le=4095)], ...] | None = Field(
+        default=None, min_length=1, description="CPUs to pin the measurement to; default: no pinning"
     )
     sensor: str = Field(
         default="none", description="what reads power: a sensor of the agent (docs/sensors.md), or auto"
@@ -386,10 +393,18 @@ class DeviceProfile(Spec):
             raise ValueError(f"{', '.join(given)} need transport: ssh")
         if self.meter_at == "host" and self.sensor == "none":
             raise ValueError("meter_at: host needs a sensor")
+        for file_type, engine in self.engines.items():
+            if engine != _ENGINES[file_type]:
+                raise ValueError(f"engines: {engine} runs no .{file_type} files; {_ENGINES[file_type]} does")
         try:
             sensors.check_options(self.sensor, self.sensor_options, sensors.find(self.sensor).OPTIONS)
+            json.dumps(self.sensor_options, allow_nan=False)
         except AgentError as error:
             raise ValueError(str(error)) from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"sensor_options: a value must be text, a finite number or true or false: {error}"
+            ) from None
         if self.int8_activations == "auto":
             chosen = for_this_machine() if self.transport == "local" else "int8"
             object.__setattr__(self, "int8_activations", chosen)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +160,15 @@ def test_shipped_profiles_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"name": "x", "pyton": "python3"}, "'python'"),
         ({"name": "x", "python": "python3; reboot"}, "python"),
         ({"name": "x", "sensor": "ina2190"}, "sensor"),
+        ({"name": "x", "battery_wh": math.inf}, "battery_wh: input should be a finite number"),
+        ({"name": "x", "cpus": []}, "cpus"),
+        ({"name": "x", "cpus": [-1]}, "cpus[0]"),
+        ({"name": "x", "engines": {"onnx": "litert"}}, "litert runs no .onnx files; onnxruntime does"),
+        (
+            {"name": "x", "sensor": "ina219", "sensor_options": {"shunt_ohm": math.nan}},
+            "sensor_options: a value must be",
+        ),
+        ({"name": "x", "sensor": "replay", "sensor_options": {"path": date(2026, 1, 2)}}, "date is not JSON"),
     ],
 )
 def test_wrong_device_profiles(tmp_path: Path, profile: dict[str, Any], part: str) -> None:
