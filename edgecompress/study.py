@@ -236,7 +236,10 @@ class MeasureSpec(Spec):
     """How a variant is measured on a device."""
 
     warmup_s: float = Field(
-        default=1.0, ge=0, le=3600, description="seconds of inference before the timing; kept as data"
+        default=1.0,
+        ge=0,
+        le=3600,
+        description="seconds of inference before the timing, at least: until it is steady, at most 4 times as long; kept as data",
     )
     min_s: float = Field(default=5.0, gt=0, le=86400, description="seconds of timed inference over all blocks")
     blocks: int = Field(default=5, ge=2, le=1000, description="blocks that the timed inferences are divided into")

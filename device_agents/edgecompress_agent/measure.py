@@ -18,6 +18,7 @@ from edgecompress_agent import conditions, engines, power, profiling, progress, 
 from edgecompress_agent.engines import Engine
 from edgecompress_agent.errors import AgentError
 from edgecompress_agent.sensors import none
+from edgecompress_agent.warm_up import warm_up
 
 LEAST_PER_BLOCK = 10
 MOST_INFERENCES = 2_000_000
@@ -99,9 +100,11 @@ def measure(
     plan = _Plan(directory, job, scored)
     plan.inference_s = first_ns / 1e9
     plan.begin("warming up", job.warmup_s)
-    warmup, cut = _timed(engine, feeds, job.warmup_s, at_least=1, at_most=MOST_INFERENCES, expected_ns=first_ns)
-    if cut:
-        warnings.append(f"the warm-up ended before {job.warmup_s:g} s, after {MOST_INFERENCES} inferences")
+    warmup, note = warm_up(
+        lambda seconds, most: _timed(engine, feeds, seconds, at_least=1, at_most=most, expected_ns=first_ns),
+        job.warmup_s, MOST_INFERENCES,
+    )  # fmt: skip
+    warnings += [note] if note else []
     plan.inference_s = min(warmup) / 1e9
     warm = conditions.read("warm")
     blocks: List[wire.Block] = []

@@ -81,7 +81,8 @@ class Job:
     images: a .npy of uint8 (N, H, W, C), raw pixels; None: seeded random inputs, nothing to score (profile of a file).
     mean, std: per channel, applied as (x / 255 - mean) / std. Layout (NCHW, NHWC) and number type are the model's own.
     cpus: CPUs to pin the worker to; None: no pinning. providers: ONNX Runtime's, in order; every one must be there.
-    warmup_s: inferences before the timing, kept as data. min_s: timed seconds over all `blocks`.
+    warmup_s: inferences before the timing, kept as data: so long at least, and four times as long at most, until they are
+    steady. min_s: timed seconds over all `blocks`.
     score: predict every image (the first `score_images` of them, when given) after the timing.
     batch: random inputs at once; the file must leave its first dimension free (or the engine be able to change it).
     profile_ops: also the time of each operator, after everything else. pieces: the graph cut into its operators, for an

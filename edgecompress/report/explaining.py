@@ -22,9 +22,10 @@ def method_of_measurement(document: dict[str, Any]) -> tuple[tuple[str, str], ..
     )
     latency = (
         f"Batch 1, {measure['threads']} thread{'s' if measure['threads'] > 1 else ''}. After {measure['warmup_s']:g} s of "
-        f"warm-up, at least {measure['min_s']:g} s of back-to-back inferences in {measure['blocks']} blocks. One inference is: "
-        "set the input, run, fetch the output, on the device's monotonic clock; preparing the image is not part of it. Nothing "
-        f"is dropped. Intervals ({percent}) are a bootstrap over blocks, widened for their small number; they cover what "
+        f"warm-up (more until it is steady), at least {measure['min_s']:g} s of back-to-back inferences in "
+        f"{measure['blocks']} blocks. One inference is: set the input, run, fetch the output, on the device's monotonic clock; "
+        f"preparing the image is not part of it. Nothing is dropped. Intervals ({percent}) are a bootstrap over blocks, widened "
+        "for their small number; they cover what "
         "varied within one run of the process, not another start of it, another day or another board of the same kind."
     )
     size = (

@@ -16,8 +16,13 @@ BUSY_LOAD = 0.5
 BLOCK_SPREAD = 0.05
 CLOCK_CHANGE = 0.1
 HOT_C = 80.0
+WARMED_C = 5.0
+"""Rise of a temperature from the warm-up to the end from which the device was not yet at its own."""
 FEW_IMAGES_WIDTH = 0.04
 """Width of an accuracy's interval from which more images are asked for."""
+
+OTHER_C = 10.0
+"""Difference of the hottest temperatures of two variants from which it is said."""
 
 _PI_THROTTLE_NOW = {0: "under-voltage", 1: "ARM clock capped", 2: "throttled", 3: "soft temperature limit"}
 
@@ -72,6 +77,13 @@ def condition_warnings(conditions: Sequence[wire.Conditions]) -> list[str]:
     hottest = max((t for c in conditions for t in (c.temperatures_c or {}).values()), default=None)
     if hottest is not None and hottest >= HOT_C:
         warnings.append(f"the device reached {hottest:.0f} °C")
+    cold, hot = warm.temperatures_c or {}, last.temperatures_c or {}
+    risen = {zone: hot[zone] - cold[zone] for zone in cold.keys() & hot.keys()}
+    zone = max(sorted(risen), key=lambda z: risen[z], default=None)
+    if zone is not None and risen[zone] >= WARMED_C:
+        warnings.append(
+            f"the device warmed up during the measurement: {zone} from {cold[zone]:.0f} to {hot[zone]:.0f} °C"
+        )
     if None not in (first.swap_used_bytes, last.swap_used_bytes):
         grown = (last.swap_used_bytes or 0) - (first.swap_used_bytes or 0)
         if grown > 1 << 20:
@@ -121,6 +133,28 @@ def difference_warnings(
                 warnings.append(
                     f"compared across conditions: {what.replace('_', ' ')} was {_said(here)} here, {_said(there)} there"
                 )
+    return [*warnings, *_warm_differences(_warm(own), _warm(other))]
+
+
+def _warm(result: wire.Result) -> wire.Conditions | None:
+    """The device when the first timing began: idle clocks before it tell nothing."""
+    return next((c for c in result.conditions if c.phase == "warm"), None)
+
+
+def _warm_differences(own: wire.Conditions | None, other: wire.Conditions | None) -> list[str]:
+    if own is None or other is None:
+        return []
+    warnings = []
+    if own.cpu_mhz and other.cpu_mhz:
+        here, there = max(own.cpu_mhz), max(other.cpu_mhz)
+        if abs(here - there) > CLOCK_CHANGE * max(min(here, there), 1.0):
+            warnings.append(
+                f"compared across conditions: the fastest CPU ran at {here:.0f} MHz here, {there:.0f} there"
+            )
+    if own.temperatures_c and other.temperatures_c:
+        here, there = max(own.temperatures_c.values()), max(other.temperatures_c.values())
+        if abs(here - there) >= OTHER_C:
+            warnings.append(f"compared across conditions: the device had {here:.0f} °C here, {there:.0f} °C there")
     return warnings
 
 

@@ -286,6 +286,11 @@ TROUBLES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"throttled": "0x50000"}, {"throttled": "0x50001"}, "under-voltage"),
     ({"throttle_counts": {"core0": 3}}, {"throttle_counts": {"core0": 10}}, "7 thermal throttle events"),
     ({}, {"temperatures_c": {"cpu-thermal": 84.2}}, "reached 84 °C"),
+    (
+        {"temperatures_c": {"gpu": 50.0, "cpu": 44.0}},
+        {"temperatures_c": {"gpu": 51.0, "cpu": 58.6}},
+        "cpu from 44 to 59 °C",
+    ),
     ({"swap_used_bytes": 0}, {"swap_used_bytes": 90_000_000}, "swapped out 90 MB"),
     ({"power_mode": "MAXN"}, {"power_mode": "10W"}, "power mode changed from MAXN to 10W"),
     ({"load_1m": 3.0}, {}, "was busy: load average 3"),
@@ -301,6 +306,25 @@ def test_conditions_that_spoil_a_measurement_are_warned_of(
     states = (dataclasses.replace(calm, **before), dataclasses.replace(calm, **before, phase="warm"),
               dataclasses.replace(calm, **{**before, **after}, phase="after"))  # fmt: skip
     assert any(expected in w for w in findings.condition_warnings(states))
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        ({"cpu_mhz": (600.0, 1200.0)}, "the fastest CPU ran at 1500 MHz here, 1200 there"),
+        ({"temperatures_c": {"cpu": 66.0}}, "the device had 45 °C here, 66 °C there"),
+        ({"cpu_mhz": (1450.0,), "temperatures_c": {"cpu": 54.0}}, ""),
+        ({"cpu_mhz": None, "temperatures_c": None}, ""),
+    ],
+)
+def test_clocks_and_temperatures_of_two_variants_are_compared(there: dict[str, Any], expected: str) -> None:
+    warm = case.conditions("warm", 0, **CALM, cpu_mhz=(1500.0, 1000.0), temperatures_c={"cpu": 45.0})
+    own, other = (
+        case.result("baseline", "onnx-fp32", conditions=(dataclasses.replace(warm, phase="before"), c))
+        for c in (warm, dataclasses.replace(warm, **there))
+    )
+    found = findings.difference_warnings(own, other, own.conditions[0], other.conditions[0])
+    assert [expected in w for w in found] == ([True] if expected else [])
 
 
 def test_a_calm_device_and_old_throttle_bits_give_no_warning() -> None:
