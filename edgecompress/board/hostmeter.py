@@ -111,9 +111,13 @@ class HostMeter:
         self._since_ns = 0
 
     def __enter__(self) -> HostMeter:
-        self._take_pairs(_PAIRS)
         self._sampler.__enter__()
-        self._since_ns = time.monotonic_ns()
+        try:
+            self._take_pairs(_PAIRS)
+        except BaseException:  # nobody calls __exit__ then, and the meter would stay taken
+            self._sampler.__exit__(None, None, None)
+            raise
+        self._forget()
         return self
 
     def __exit__(
@@ -149,8 +153,8 @@ class HostMeter:
             return result
         if not trace.t_ns:
             return _without(result, trace.ended_reason or "the meter at this machine gave no reading")
-        self._take_pairs(_PAIRS)
-        try:
+        try:  # the measurement is here and its job is gone from the board: what comes too late costs the energy only
+            self._take_pairs(_PAIRS)
             clocks = align(self._pairs)
         except StepFailed as error:
             return _without(result, str(error))

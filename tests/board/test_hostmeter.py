@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,6 +155,37 @@ def test_a_pass_that_nobody_read_has_no_trace(agent_profile: DeviceProfile) -> N
         old, sensor="replay", windows=(),
         power_reason="nobody read the meter at this machine during the power pass: the job was joined later",
     )  # fmt: skip
+
+
+class _LostBoard:
+    """Answers so many questions for its clock, and then no more."""
+
+    def __init__(self, answers: int) -> None:
+        self._left = answers
+
+    def clock(self) -> tuple[int, wire.Clock, int]:
+        self._left -= 1
+        if self._left < 0:
+            raise StepFailed("here: the link is lost")
+        now = time.monotonic_ns()
+        return now, wire.Clock(now), now
+
+
+def test_a_link_that_is_lost_afterwards_costs_the_energy_only(agent_profile: DeviceProfile) -> None:
+    measured = wire.Result("job", "a" * 64, "ok", warmup_ns=(5,), windows=(wire.Window("power", 0, 1, 1, 1),))
+    with hostmeter.HostMeter(agent_profile, _LostBoard(5)) as meter:  # type: ignore[arg-type]
+        joined = meter.join(measured)
+    assert joined == dataclasses.replace(
+        measured, sensor="replay", windows=(), power_reason="here: the link is lost"
+    )  # fmt: skip
+
+
+def test_a_board_that_tells_no_clock_leaves_the_meter_free(agent_profile: DeviceProfile) -> None:
+    meter = hostmeter.HostMeter(agent_profile, _LostBoard(0))  # type: ignore[arg-type]
+    before = threading.active_count()
+    with pytest.raises(StepFailed, match="the link is lost"):
+        meter.__enter__()
+    assert threading.active_count() == before, "the sampler's thread has ended, and with it the sensor is closed"
 
 
 def test_an_unknown_meter_is_refused(agent_profile: DeviceProfile) -> None:
