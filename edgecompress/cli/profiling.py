@@ -99,7 +99,7 @@ def _measure(
     asked = fields["operator_times_reason"] if job.profile_ops else None
     energy_fields, energy = energies.of_result(result, job.power, device.battery_wh)
     blocks_ms = [[ns / 1e6 for ns in block.latencies_ns] for block in result.blocks]
-    warnings = [*(energy.warnings if energy else ()), *findings.latency_warnings(blocks_ms)]
+    warnings = [*energies.warnings(energy_fields, energy), *findings.latency_warnings(blocks_ms)]
     warnings += [*findings.condition_warnings(result.conditions), *result.warnings]
     return replace(
         this, summary=summary | energy_fields, operators=fields["operator_times"], operators_reason=asked, result=result,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import asdict
 from typing import Any
 
@@ -16,8 +17,11 @@ NO_BATTERY = "the device's profile names no battery (battery_wh)"
 FIELDS = (
     "energy_mj", "energy_mj_low", "energy_mj_high", "energy_dynamic_mj", "energy_dynamic_mj_low", "energy_dynamic_mj_high",
     "power_mean_w", "power_peak_w", "idle_w", "idle_before_w", "idle_after_w", "energy_delay_mjs", "inferences_per_wh",
-    "battery_hours", "energy_windows", "energy_samples", "energy_window_mj", "energy_budget_mj", "power_scope", "sensor_info",
+    "battery_hours", "energy_windows", "energy_samples", "energy_window_mj", "energy_budget_mj", "power_scope", "sensor_cost",
+    "sensor_info",
 )  # fmt: skip
+SENSOR_COST = 1.05
+"""Latency with the sensor over latency without it from which it is said."""
 
 
 def of_result(
@@ -33,7 +37,7 @@ def of_result(
     summary = summarise(result.power, conditions=result.conditions, plan=plan)
     info = summary.sensor
     row["sensor"] = f"{w.plain(info.name)} (replayed)" if info.replayed else w.plain(info.name)
-    row |= {"power_scope": summary.scope, "sensor_info": wire.to_json(info)}
+    row |= {"power_scope": summary.scope, "sensor_info": wire.to_json(info), "sensor_cost": _sensor_cost(result)}
     row |= {"energy_windows": summary.windows, "energy_samples": summary.samples}
     if summary.gross_j is None or summary.budget is None:
         reason = f"not measured: {w.plain('; '.join(summary.invalid))}"
@@ -52,6 +56,25 @@ def of_result(
         "energy_budget_mj": {part: 1e3 * j for part, j in asdict(summary.budget).items()},
     }
     return row | _battery(summary, battery_wh), summary
+
+
+def warnings(row: dict[str, Any], summary: EnergySummary | None) -> list[str]:
+    """What makes the energy less certain than its interval says. row, summary: of `of_result`."""
+    cost = row["sensor_cost"]
+    slowed = cost is not None and cost >= SENSOR_COST and summary is not None
+    said = (
+        [f"with the sensor on, an inference takes {100 * (cost - 1):.0f} % longer: the energy holds that, too"]
+        if slowed
+        else []
+    )
+    return [*(summary.warnings if summary else ()), *said]
+
+
+def _sensor_cost(result: wire.Result) -> float | None:
+    """None where one of the two was not timed."""
+    beside = [w.latency_ns_p50 for w in result.power.windows if w.latency_ns_p50] if result.power else []
+    alone = [ns for block in result.blocks for ns in block.latencies_ns]
+    return statistics.median(beside) / statistics.median(alone) if beside and alone else None
 
 
 def comparison(reference: EnergySummary | None, variant: EnergySummary | None) -> dict[str, Any]:

@@ -114,6 +114,7 @@ energy_budget_mj | object | half-widths that the interval of `energy_mj` is made
 power_scope | text | what the power includes: module, board, usb-input, pmic-rails, cpu-package; as-wired: nobody said. \
     Figures of different scopes are never compared
 sensor | text | what read the power; `(replayed)`: a recorded trace
+sensor_cost | ratio | median latency of the power pass, sensor on, over that of the timing, which has none beside it
 sensor_info | object | its `description`, `interval_s`, `resolution_w` (one step), `gain_error` (fraction), `offset_error_w`, \
     `replayed`, `chosen_because`, `notes`
 engine | text | what executed the file, with its version

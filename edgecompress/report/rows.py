@@ -138,7 +138,7 @@ def _entry(report: ReportInput, recipe: str, form: str, device: str) -> Entry:
             plan, battery_wh = wire.from_json(wire.Job, measured.job).power, report.devices[device].get("battery_wh")
             energy_fields, found_energy = energies.of_result(result, plan, battery_wh)
             row |= energy_fields
-            row["warnings"] += found_energy.warnings if found_energy else ()
+            row["warnings"] += energies.warnings(row, found_energy)
             row |= profiles.operator_fields(measured.job, result, row["latency_ms_p50"])
             row["warnings"] += findings.latency_warnings(blocks_ms)
     else:

@@ -128,6 +128,7 @@ def _energy(row: dict[str, Any]) -> Pairs:
             ", ".join(f"{part} ±{value:.3g}" for part, value in budget.items() if value) + " mJ",
         ),
         ("Sensor", info["description"]),
+        ("Inferences beside it", None if row["sensor_cost"] is None else f"{w.ratio(row['sensor_cost'])} as long"),
         ("About the sensor", "; ".join(info["notes"]) or None),
         ("Readings", f"{row['energy_samples']:,} in all, {row['energy_windows']} windows"),
     )

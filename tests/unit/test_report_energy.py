@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import statistics
 from typing import Any
 
 import pytest
@@ -27,6 +28,10 @@ def document() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def by_name(document: dict[str, Any]) -> Rows:
+    return by_name_of(document)
+
+
+def by_name_of(document: dict[str, Any]) -> Rows:
     return {(r["recipe"], r["format"]): r for r in document["rows"]}
 
 
@@ -58,6 +63,17 @@ def test_the_figures_are_those_of_the_trace(by_name: Rows) -> None:
     )
     assert row["energy_mj_high"] - row["energy_mj"] == pytest.approx(half)
     assert (row["power_scope"], row["sensor"], row["energy_reason"]) == ("board", "ina219", None)
+
+
+def test_what_the_sensor_costs_is_told() -> None:
+    slow = case.power(1.2 * case.MS["onnx-fp32"], 5.0)
+    row = by_name_of(with_power("baseline", "onnx-fp32", slow))["baseline", "onnx-fp32"]
+    alone = statistics.median(ns for b in case.result("baseline", "onnx-fp32").blocks for ns in b.latencies_ns)
+    assert row["sensor_cost"] == pytest.approx(1.2 * case.MS["onnx-fp32"] * 1e6 / alone, rel=1e-5)
+    assert any("with the sensor on, an inference takes" in text for text in row["warnings"])
+    plain = by_name_of(with_power("baseline", "onnx-fp32", case.power(case.MS["onnx-fp32"], 5.0)))
+    assert not any("sensor on" in text for text in plain["baseline", "onnx-fp32"]["warnings"])
+    assert plain["baseline", "onnx-fp32"]["sensor_cost"] == pytest.approx(1, abs=0.02)
 
 
 def test_variants_are_compared_and_the_meters_gain_cancels(by_name: Rows) -> None:
