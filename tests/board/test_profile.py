@@ -88,7 +88,7 @@ def test_energy_has_all_its_figures_and_its_warnings(tmp_path: Path, capsys: pyt
     assert summary["energy_reason"] is None, summary["energy_reason"]
     assert summary["power_mean_w"] == summary["power_peak_w"] == summary["idle_w"] == pytest.approx(2)
     assert (summary["energy_windows"], summary["power_scope"]) == (3, "board")
-    assert summary["energy_mj"] == pytest.approx(7.2e6 / summary["inferences_per_wh"])
+    assert summary["energy_mj"] == pytest.approx(3.6e6 / summary["inferences_per_wh"])
     assert (summary["battery_hours"], summary["sensor"]) == (pytest.approx(5), "replay (replayed)")
     assert any("replayed" in text for text in found["warnings"])
     assert any("windows of 0.3 s" in text for text in found["warnings"])
