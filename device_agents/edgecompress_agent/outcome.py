@@ -80,4 +80,10 @@ def leave_failed(directory: Path, job_id: str, reason: str) -> None:
         failed = dataclasses.replace(kept, reason=reason)
     except (OSError, wire.WireError):
         failed = wire.Result(job_id, bundle_path.sha256(), "failed", reason)
-    leave(directory, failed)
+    try:
+        leave(directory, failed)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        # it outgrew its room, and there is no other: the reason matters more than what was measured
+        leave(directory, dataclasses.replace(failed, warmup_ns=(), blocks=(), power=None, windows=(), operators=None))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import statistics
 import time
 import zipfile
@@ -22,6 +23,8 @@ PASS_S = 2.0
 LEAST, MOST = 10, 300
 """Profiled inferences: for PASS_S, within these limits (ONNX Runtime writes some 500 bytes for each operator of each)."""
 _WARMUP_S = 0.3
+_ROOM_BYTES = 1 << 16
+"""A disk with less free is what cut the profiler's file short, which it does not tell."""
 
 Arrays = Sequence[Any]
 
@@ -57,6 +60,13 @@ def _by_profiler(job: wire.Job, model: Path, pool: Sequence[Arrays], directory: 
         written = Path(end_profiling())
     try:
         inferences, operators = onnxruntime_events.read(written, skip=skip)
+    except AgentError:
+        disk = os.statvfs(str(directory))
+        if disk.f_bavail * disk.f_frsize >= _ROOM_BYTES:
+            raise
+        raise AgentError(
+            f"the disk is full: of what ONNX Runtime's profiler writes, {written.stat().st_size / 1e6:.0f} MB found room"
+        ) from None
     finally:
         written.unlink()
     return wire.OpProfile(

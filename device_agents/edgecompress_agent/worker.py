@@ -30,6 +30,8 @@ def work(base: Path, job_id: str) -> None:
         if isinstance(error, MemoryError) or any(text in said for text in _NO_MEMORY):
             phase = progress.read(directory).phase
             reason = f"the memory of the board does not suffice: it ran out while {phase} ({said})"
+        if isinstance(error, OSError) and error.errno in outcome.FULL:
+            reason = f"the disk of the board is full ({said})"
         outcome.leave_failed(directory, job_id, reason[:_REASON_CHARACTERS])
 
     sys.excepthook = leave_reason

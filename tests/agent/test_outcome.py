@@ -74,6 +74,23 @@ def test_a_disk_that_fills_up_meanwhile_costs_nothing(small_disk: Callable[[int]
 
 
 @pytest.mark.heavy
+def test_a_disk_without_room_for_the_profilers_events_costs_the_profile_only(
+    small_disk: Callable[[int], Board], tmp_path: Path
+) -> None:
+    board = small_disk(17)
+    blob = board.put_blob(tiny_models.write_onnx(tmp_path / "m.onnx", repeat=60))
+    board.put_job(wire.Job(
+        "job", blob, "onnxruntime", warmup_s=0.02, min_s=0.1, blocks=2, score=False, profile_ops=True
+    ))  # fmt: skip
+    board.ask("start", "job")
+    result = board.result("job")
+    assert result.status == "ok" and len(result.blocks) == 2
+    assert result.operators is None
+    assert "the disk is full: of what ONNX Runtime's profiler writes" in (result.operators_reason or "")
+    assert not list(board.directory("job").glob("operators*"))
+
+
+@pytest.mark.heavy
 def test_a_worker_that_is_killed_while_power_is_measured_leaves_latencies_and_trace(
     board: Board, tmp_path: Path
 ) -> None:
@@ -111,6 +128,21 @@ def test_a_model_that_does_not_fit_into_memory_is_one_clear_reason(board: Board,
     result = board.result("job")
     assert result.status == "failed"
     assert "the memory of the board does not suffice: it ran out while loading" in (result.reason or ""), result.reason
+
+
+def test_a_result_that_outgrows_its_room_on_a_full_disk_leaves_the_reason(small_disk: Callable[[int], Board]) -> None:
+    board = small_disk(40)
+    directory = board.directory("job")
+    directory.mkdir(parents=True)
+    outcome.reserve(directory)
+    large = wire.Result("job", "a" * 64, "failed", "it was not finished", warmup_ns=(123_456_789_012,) * 1_500_000)
+    outcome.keep(directory, large)
+    fill(board.root)
+    with pytest.raises(OSError, match="No space left"):
+        outcome.leave(directory, large)
+    outcome.leave_failed(directory, "job", "the disk of the board is full")
+    left = wire.decode(wire.Result, (directory / "result.json").read_bytes())
+    assert (left.status, left.reason, left.warmup_ns) == ("failed", "the disk of the board is full", ())
 
 
 def test_a_result_that_outgrows_its_room_is_written_all_the_same(tmp_path: Path) -> None:
