@@ -144,7 +144,9 @@ def _sensor(profile: DeviceProfile, agent: Agent) -> Check:
     info = found.info
     detail = f"{found.power_uw / 1e6:.3f} W now; a value every {1e3 * info.interval_s:.3g} ms"
     scope = profile.scope if info.scope == "as-wired" and profile.scope else info.scope
-    return Check("sensor", True, readable(f"{where}: {info.description}: {detail}; scope {scope}", 500))
+    chosen = f"; chosen because {info.chosen_because}" if info.chosen_because else ""
+    said = readable(f"{where}: {info.description}: {detail}; scope {scope}{chosen}", 800)
+    return Check("sensor", True, said, readable("; ".join(info.notes), 1000))
 
 
 def _room(agent: Agent, hello: wire.Hello) -> Iterator[Check]:

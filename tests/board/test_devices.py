@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from edgecompress_agent import wire
 from edgecompress_agent.store import try_lock
 
+from edgecompress.board import devices
 from edgecompress.board.agent import open_agent
 from edgecompress.board.devices import Check, doctor, setup, trust
 from edgecompress.board.provision import BoardPython, _find_python, wheels
@@ -114,6 +116,19 @@ def test_doctor_of_sick_devices(local_profile: DeviceProfile, tmp_path: Path) ->
     assert not checks["agent"].ok and "cannot make" in checks["agent"].detail
 
 
+def test_doctor_says_what_auto_took_and_why(local_profile: DeviceProfile) -> None:
+    info = wire.SensorInfo("rapl", "RAPL: package-0", "cpu-package", 0.05, 1e-3, 0.05, 0, chosen_because="no meter was found",
+                           notes=("better: an INA219",))  # fmt: skip
+
+    class Answers:
+        def verb(self, *arguments: str, **others: object) -> object:
+            return wire.to_json(wire.SensorReading(info, 7_000_000))
+
+    check = devices._sensor(local_profile.model_copy(update={"sensor": "auto"}), Answers())  # type: ignore[arg-type]
+    assert check.ok and check.fix == "better: an INA219"
+    assert "RAPL: package-0: 7.000 W now" in check.detail and "chosen because no meter was found" in check.detail
+
+
 @pytest.mark.slow
 def test_doctor_reads_the_sensor_once(local_profile: DeviceProfile, tmp_path: Path) -> None:
     (tmp_path / "trace.csv").write_text("seconds,watts\n0,2.5\n0.1,2.5\n")
@@ -123,6 +138,7 @@ def test_doctor_reads_the_sensor_once(local_profile: DeviceProfile, tmp_path: Pa
         check = by_name(doctor(replayed.model_copy(update={"meter_at": where})))["sensor"]
         assert check.ok and "2.500 W now" in check.detail and "scope board" in check.detail, check
         assert ("at this machine" in check.detail) == (where == "host")
+        assert "recorded by trace.csv, not at this measurement" in check.fix
     absent = replayed.model_copy(update={"sensor_options": {"path": str(tmp_path / "none.csv")}})
     check = by_name(doctor(absent))["sensor"]
     assert not check.ok and "cannot be read" in check.detail
