@@ -17,6 +17,8 @@ from edgecompress_agent.measure import measure
 _REASON_CHARACTERS = 2000
 _NO_MEMORY = ("std::bad_alloc", "bad allocation", "Failed to allocate memory")
 """What engines say in exceptions of their own when the memory runs out."""
+_PERHAPS_NO_MEMORY = "failed to reshape runtime"
+"""What XNNPACK says of it, and of shapes that it cannot take."""
 
 
 def work(base: Path, job_id: str) -> None:
@@ -26,12 +28,7 @@ def work(base: Path, job_id: str) -> None:
     def leave_reason(kind: Type[BaseException], error: BaseException, trace: Optional[TracebackType]) -> None:
         sys.__excepthook__(kind, error, trace)
         said = "".join(traceback.format_exception_only(kind, error)).strip()
-        reason = str(error) if isinstance(error, AgentError) else said
-        if isinstance(error, MemoryError) or any(text in said for text in _NO_MEMORY):
-            phase = progress.read(directory).phase
-            reason = f"the memory of the board does not suffice: it ran out while {phase} ({said})"
-        if isinstance(error, OSError) and error.errno in outcome.FULL:
-            reason = f"the disk of the board is full ({said})"
+        reason = reason_of(error, said, progress.read(directory).phase)
         outcome.leave_failed(directory, job_id, reason[:_REASON_CHARACTERS])
 
     sys.excepthook = leave_reason
@@ -41,6 +38,17 @@ def work(base: Path, job_id: str) -> None:
         base, job, agent_sha256=bundle_path.sha256(), keep=lambda partial: outcome.keep(directory, partial)
     )  # fmt: skip
     outcome.leave(directory, result)
+
+
+def reason_of(error: BaseException, said: str, phase: Optional[str]) -> str:
+    """Why a job failed, for a person. said: the error as Python tells it; phase: what the job was at."""
+    if isinstance(error, MemoryError) or any(text in said for text in _NO_MEMORY):
+        return f"the memory of the board does not suffice: it ran out while {phase} ({said})"
+    if isinstance(error, OSError) and error.errno in outcome.FULL:
+        return f"the disk of the board is full ({said})"
+    if isinstance(error, AgentError):
+        return str(error)
+    return f"{said} This may be for want of memory." if _PERHAPS_NO_MEMORY in said else said
 
 
 def _end_with_supervisor() -> None:
