@@ -109,7 +109,7 @@ def test_the_power_pass_can_be_left_out(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [("windows", "'windows' is not key=value"), ("windws=3", "did you mean windows"), ("windows=0", "power.windows")],
+    [("windows", "'windows' is not key=value"), ("windws=3", "Did you mean 'windows'"), ("windows=0", "power.windows")],
 )
 def test_a_wrong_power_pass_is_refused(
     tmp_path: Path, given: str, said: str, capsys: pytest.CaptureFixture[str]
