@@ -100,11 +100,11 @@ def measure(
     plan = _Plan(directory, job, scored)
     plan.inference_s = first_ns / 1e9
     plan.begin("warming up", job.warmup_s)
-    warmup, note = warm_up(
+    warmup, unsteady = warm_up(
         lambda seconds, most: _timed(engine, feeds, seconds, at_least=1, at_most=most, expected_ns=first_ns),
         job.warmup_s, MOST_INFERENCES,
     )  # fmt: skip
-    warnings += [note] if note else []
+    warnings += [unsteady] if unsteady else []
     plan.inference_s = min(warmup) / 1e9
     warm = conditions.read("warm")
     blocks: List[wire.Block] = []
