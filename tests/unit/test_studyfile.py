@@ -141,8 +141,12 @@ def test_wrong_settings(tmp_path: Path, setting: str) -> None:
         read_study(path, [setting])
 
 
-def test_shipped_profiles_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGECOMPRESS_DATA", "/data")
+def test_shipped_profiles_are_valid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for file in ("weights/resnet56.safetensors", "cifar10.npz"):  # what a study names has to be there
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    monkeypatch.setenv("EDGECOMPRESS_DATA", str(tmp_path))
+    monkeypatch.setenv("CIFAR10_50K", str(tmp_path / "cifar10.npz"))
     names = set(shipped_profiles("devices"))
     assert names >= {"local", "raspberry-pi-4", "raspberry-pi-5", "jetson-nano", "jetson-orin-nano", "jetson-agx-orin"}
     for name in names:
