@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import edgecompress as ec
 from edgecompress import data, masks, quantization, sites
 from edgecompress.compress.qat.network import Rounding, simulated
+from edgecompress.compress.quantize.rounding import rounded
 from edgecompress.errors import UserError
 from edgecompress.export.contract import export_artifact
 from edgecompress.models import build
@@ -33,7 +34,7 @@ def digits() -> data.Dataset:
 def trained(digits: data.Dataset) -> nn.Module:
     model = build(ModelSpec(name="resnet20", width=0.25), num_classes=10, in_shape=(1, 32, 32), seed=1)
     masks.put(model, {"layer1.0.conv1.weight": torch.arange(144).reshape(4, 4, 3, 3) % 2 == 0})
-    return ec.compress(model, "qat", data=digits, epochs=1, lr=0.05).model
+    return ec.compress(model, "qat", data=digits, epochs=1, lr=0.05, batch_norm="updated").model
 
 
 def test_sites_are_where_engines_put_scales() -> None:
@@ -71,6 +72,32 @@ def test_observed_ranges_follow_training_and_stand_still_afterwards() -> None:
     torch.testing.assert_close(rounding.ends, torch.tensor([-0.01, 1.1]))
 
 
+@pytest.mark.parametrize(("low", "high"), [(-1.3, 0.9), (0.0, 0.7), (-0.8, 0.0)])
+def test_rounding_in_one_pass_is_rounding_in_its_parts(low: float, high: float) -> None:
+    x, pull = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.linspace(-1, 1, 384)
+    pull = pull.reshape(x.shape)
+    rounding, inputs = Rounding(low, high, learned=True), x.clone().requires_grad_()
+    out = rounding(inputs)
+    torch.testing.assert_close(out, rounded(x, torch.tensor(low), torch.tensor(high)), rtol=0, atol=1e-6)
+    (out * pull).sum().backward()
+    step = (high - low) / 255
+    level = torch.round(x / step) + round(-low / step)
+    below, above = level < 0, level > 255
+    assert inputs.grad is not None and rounding.ends.grad is not None
+    torch.testing.assert_close(inputs.grad, pull.masked_fill(below | above, 0))
+    wanted = torch.stack([pull[below].sum(), pull[above].sum()])
+    torch.testing.assert_close(rounding.ends.grad, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_fixed_statistics_stay_and_updated_ones_follow_the_batches(digits: data.Dataset) -> None:
+    model = build(ModelSpec(name="resnet20", width=0.25), num_classes=10, in_shape=(1, 32, 32), seed=1)
+    for choice in ("fixed", "updated"):
+        again = ec.compress(model, "qat", data=digits, epochs=1, lr=1e-4, batch_norm=choice).model
+        assert torch.equal(again.bn1.running_var, model.bn1.running_var) == (choice == "fixed")
+        assert not torch.equal(again.bn1.weight, model.bn1.weight)
+        assert not any("forward" in module.__dict__ for module in again.modules())
+
+
 def test_masks_hold_and_the_model_keeps_its_own_forward(trained: nn.Module) -> None:
     weight = dict(trained.named_parameters())["layer1.0.conv1.weight"].detach()
     assert not weight.reshape(-1)[1::2].any() and weight.reshape(-1)[::2].all()
@@ -95,7 +122,7 @@ def test_the_file_computes_what_was_trained(
     assert scale == pytest.approx((high - low) / 255, rel=1e-5)
     steps = np.abs(got - expected) / scale
     # Not all: a value on the border of two steps falls to either side with the order of a sum, and 20 layers pass it on.
-    assert (steps < 1.01).mean() >= 0.97 and steps.max() < 8
+    assert (steps < 1.01).mean() >= 0.95 and steps.max() < 8
 
 
 def outputs(path: Path, images: np.ndarray) -> tuple[np.ndarray, float]:

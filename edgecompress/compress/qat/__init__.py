@@ -4,7 +4,7 @@ What it does: every weight and every activation that the engines quantise is rou
 through as if it were not (straight-through estimator). The ranges of the activations are observed or learned with the weights.
 They stay with the model, and the int8 exporters take them instead of calibrating: what was trained is what runs. Masks and
 shared values of earlier steps hold.
-Costs: a training of two to three times the processor time of a plain one.
+Costs: a training of one and a half to two times the processor time of a plain one.
 Needs: data, and a model that torch.fx can trace, of convolutions, linear layers, ReLU, poolings and additions. Gains: the
 accuracy that int8 after training loses.
 Papers: Jacob et al. 2018 (arXiv:1712.05877); straight-through: Bengio et al. 2013 (arXiv:1308.3432); learned ranges: Choi et
@@ -35,6 +35,8 @@ class Params:
     ranges: of the activations: "learned" with the weights, or "observed", a moving average of what training sees.
     calibration: the rule for the ranges that training starts from, on the calibration images, as in method quantize.
     weight_bits: 8, or 7 for devices of x86 without VNNI, whose files have 7-bit weights.
+    batch_norm: "fixed", the statistics are those of the network that is given, as in the file; or "updated" by the batches, for
+    a network that an earlier step has damaged or that is trained for many epochs.
     """
 
     finetune: FineTune = None
@@ -43,6 +45,7 @@ class Params:
     ranges: Literal["learned", "observed"] = "learned"
     calibration: Calibration = "mse"
     weight_bits: Annotated[int, Field(ge=7, le=8)] = 8
+    batch_norm: Literal["fixed", "updated"] = "fixed"
 
 
 def training(params: Params) -> TrainSpec:

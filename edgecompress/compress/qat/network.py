@@ -19,8 +19,36 @@ if TYPE_CHECKING:
     from edgecompress.compress.qat import Params
     from edgecompress.data import Dataset
 
+_LEVELS = 256
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _MOMENTUM = 0.01
 """Weight of the newest batch in an observed range."""
+
+
+class _Rounded(torch.autograd.Function):
+    """Rounding in one pass over the values: half of the time of a training with rounding would go into five passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ends: Tensor) -> Tensor:
+        low, high = ends.tolist()
+        scale = (high - low) / (_LEVELS - 1)
+        out, inside = torch.ops.aten.fake_quantize_per_tensor_affine_cachemask(
+            x, scale, round(-low / scale), 0, _LEVELS - 1
+        )
+        ctx.save_for_backward(inside, out)
+        ctx.middle = (low + high) / 2
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None]:
+        inside, out = ctx.saved_tensors
+        (gradient,) = gradients
+        passed = gradient * inside
+        if not ctx.needs_input_grad[1]:
+            return passed, None
+        clipped = gradient - passed
+        above = (clipped * (out > ctx.middle)).sum()
+        return passed, torch.stack([clipped.sum() - above, above])
 
 
 class Rounding(nn.Module):
@@ -41,13 +69,17 @@ class Rounding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training and not self.learned:
             with torch.no_grad():
-                seen = torch.stack([x.detach().min().clamp(max=0), x.detach().max().clamp(min=0)]).to(self.ends)
+                least, most = x.detach().aminmax()
+                seen = torch.stack([least.clamp(max=0), most.clamp(min=0)]).to(self.ends)
                 self.ends.lerp_(seen, _MOMENTUM)
         low, high = self.ends[0].clamp(max=0), self.ends[1].clamp(min=0)
         if high <= low:
             return x
-        clipped = torch.minimum(torch.maximum(x, low), high)
-        return clipped + (rounded(x.detach(), low.detach(), high.detach()) - clipped).detach()
+        if not self.training:
+            return rounded(x, low, high)
+        # 16 bits of mixed precision do not hold 256 levels
+        result: Tensor = _Rounded.apply(x.float(), torch.stack([low, high]))
+        return result
 
 
 class QuantisedTraining:
@@ -57,7 +89,7 @@ class QuantisedTraining:
     def __init__(self, model: nn.Module, params: Params, data: Dataset) -> None:
         from edgecompress.data import calibration_images
 
-        self._model, self._bits = model, params.weight_bits
+        self._model, self._bits, self._fixed = model, params.weight_bits, params.batch_norm == "fixed"
         images = torch.from_numpy(calibration_images(data))
         model.eval()
         starts = _starting_ranges(model, images, quantization.Quantization(params.calibration))
@@ -76,15 +108,20 @@ class QuantisedTraining:
 
     @contextmanager
     def rounding(self) -> Iterator[None]:
-        """Inside, every layer computes with its weight rounded per output channel."""
-        layers = [m for m in self._model.modules() if isinstance(m, sites.LAYERS)]
-        for layer in layers:
-            layer.forward = _rounded_forward(layer, self._bits)  # type: ignore[method-assign]
+        """Inside, every layer computes with its weight rounded per output channel, and batch norms as in the file if so asked."""
+        forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
+        for module in self._model.modules():
+            if isinstance(module, sites.LAYERS):
+                forwards[module] = _rounded_forward(module, self._bits)
+            elif isinstance(module, _NORMS) and module.running_mean is not None and self._fixed:
+                forwards[module] = _fixed_forward(module)
+        for module, forward in forwards.items():
+            module.forward = forward  # type: ignore[method-assign]
         try:
             yield
         finally:
-            for layer in layers:
-                del layer.forward  # the class's own again
+            for module in forwards:
+                del module.forward  # the class's own again
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Site → (low, high), as trained."""
@@ -174,5 +211,12 @@ def _rounded_forward(layer: nn.Module, bits: int) -> Callable[[Tensor], Tensor]:
                 x, weight, layer.bias, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
             )
         return layer._conv_forward(x, weight, layer.bias)
+
+    return forward
+
+
+def _fixed_forward(norm: Any) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        return functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
     return forward
