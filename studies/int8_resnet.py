@@ -118,7 +118,7 @@ def main() -> int:
         "images": len(data.test),
         **_versions(),
     }
-    print(report.write(given.out if complete else None, {**about, "models": found}))
+    print(report.write(given.out if complete or given.early else None, {**about, "models": found}))
     return int(not complete)
 
 
@@ -152,6 +152,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.6, help="timed, of each file in each round")
     parser.add_argument("--pieces", nargs="+", default=list(PIECES), choices=PIECES, help="only these")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no piece after this time")
+    parser.add_argument("--early", action="store_true", help="write the report of what there is")
     parser.add_argument("--state", type=Path, default=ROOT / "runs" / "int8_resnet")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "quantisation" / "int8_resnet")
     return parser.parse_args()
