@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgecompress import activations
 from edgecompress.rundir import file_sha256
 
 if TYPE_CHECKING:
@@ -38,12 +39,12 @@ def _export(place: Place, model: Any, form: str, folder: str, activation: Any) -
 
 
 def _counted(file: Path) -> dict[str, Any]:
-    """The census of a file, for ONNX as its engine on x86 runs it, and its bytes."""
+    """The census of a file, for ONNX as its engine runs it on a machine of this kind, and its bytes."""
     from edgecompress.export import census, census_onnx, census_tflite
 
     float_additions = 0
     if file.suffix == ".onnx":
-        run = census_onnx.as_run(file, int8_activations=False)
+        run = census_onnx.as_run(file, int8_activations=not activations.for_this_machine().startswith("uint8"))
         operators, layers = run.operators, run.float_layers
         float_additions = operators.get("Add", 0)
     else:
@@ -63,11 +64,9 @@ def _counted(file: Path) -> dict[str, Any]:
 
 
 def float_files(place: Place) -> dict[str, Any]:
-    from edgecompress.evaluate import accuracy
-
     model = _network(place)
     files = [_export(place, model, form, "float", "uint8") for form in ("onnx-fp32", "tflite-fp32")]
-    return {"files": files, "torch": accuracy(model, place.data).correct}
+    return {"files": files}
 
 
 def ptq_files(place: Place) -> dict[str, Any]:
@@ -121,7 +120,6 @@ def trained(place: Place, bits: int) -> dict[str, Any]:
     """One training with rounding to so many bits, the model kept, and the files that it is for."""
     from edgecompress.compress import qat
     from edgecompress.compress.contract import Context, parse_params
-    from edgecompress.evaluate import accuracy
     from edgecompress.models.checkpoint import save_model
 
     wanted, folder = place.qat_settings(), f"qat-{bits}"
@@ -138,13 +136,12 @@ def trained(place: Place, bits: int) -> dict[str, Any]:
     )  # fmt: skip
     model = qat.apply(model, params, context)
     save_model(place.folder / folder / "model", model)
-    kinds = ["uint8"] if bits == 8 else ["uint8-reduced"]
-    files = [_export(place, model, "onnx-int8", folder, kind) for kind in kinds]
+    kind = place.activation if bits == place.bits else "uint8"
+    files = [_export(place, model, "onnx-int8", folder, kind)]
     if bits == 8:
         files.append(_export(place, model, "tflite-int8", folder, "int8"))
     return {
         "files": files,
-        "torch": accuracy(model, place.data).correct,
         "training": [dataclasses.asdict(record) for record in context.trainings],
     }
 
