@@ -5,6 +5,7 @@ Its times say nothing about a board's. EDGECOMPRESS_BOARD_OUT names a folder for
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import statistics
@@ -284,38 +285,42 @@ def _study(folder: Path, board: Board, sensors: list[dict[str, Any]]) -> tuple[P
 
 
 @pytest.mark.heavy
-def test_a_study_scores_as_here_and_measures_the_energy_that_was_drawn(board: Board, tmp_path: Path) -> None:
+def test_a_study_scores_as_here_and_measures_the_energy_that_was_drawn(counted: Board, tmp_path: Path) -> None:
     from edgecompress.cli import main
 
-    file, names = _study(tmp_path, board, [{"name": "emulated"}])
+    file, names = _study(tmp_path, counted, [{"name": "emulated"}])
     waveform = shapes(100_000_000)["square"]
-    begun_ns = board.play(waveform)
+    begun_ns = counted.play(waveform)
     assert main(["run", str(file), "--out", str(tmp_path / "run")]) == 0
     rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
     by_device = {name: {r["format"]: r for r in rows if r["device"] == name} for name in names}
-    windows, predicted = [], {}
+    windows, predicted, forms = [], {}, {}
     for record in sorted((tmp_path / "run" / "records" / "measurement").glob("*.json")):
         value = json.loads(record.read_text())
         result, artifact = value["result"], value["job"]["artifact"]
-        predicted[artifact["sha256"], value["device"]] = [ranked[0] for ranked in result["predictions"]]
+        form = next(f for f in by_device["here"] if artifact["name"].startswith(f))
+        forms[form] = artifact["sha256"]
+        predicted[form, value["device"]] = [ranked[0] for ranked in result["predictions"]]
         if value["device"] == "emulated" and result["power"] is not None:
             power = wire.from_json(wire.Power, result["power"])
-            form = next(f for f in by_device["here"] if artifact["name"].startswith(f))
             inferences = [w.inferences for w in power.windows]
             errors = _errors(power, waveform, begun_ns)
             windows.append({"format": form, "errors": errors, "inferences": inferences, **_counts(power.trace)})
-    files = {sha256 for sha256, _ in predicted}
-    differ = sum(predicted[f, "emulated"][i] != p for f in files for i, p in enumerate(predicted[f, "here"]))
+    differ = {form: _differ(predicted[form, "emulated"], predicted[form, "here"]) for form in forms}
+    # x86 without VNNI adds products of int8 in 16 bits, which saturate; ARM does not, and neither does this machine when told
+    exact = _exact_predictions(tmp_path / "run", forms["onnx-int8"], file)
+    differ["onnx-int8, exact sums here"] = _differ(predicted["onnx-int8", "emulated"], exact)
     kept = ("device", "format", "status", "reason", "top1", "top5", "engine", "energy_mj", "energy_mj_low",
             "energy_mj_high", "energy_reason", "power_scope", "sensor", "latency_ms_p50", "warnings")  # fmt: skip
     _record(
         "study",
         {"rows": [{k: r.get(k) for k in kept} for r in rows], "windows": windows, "predictions_that_differ": differ},
     )
-    assert len(files) == 3 and differ == 0
+    assert len(forms) == 3
+    assert differ.pop("onnx-int8") <= 5 and not any(differ.values()), differ
     for form, row in by_device["emulated"].items():
         assert row["status"] == "ok", row["reason"]
-        assert row["top1"] == by_device["here"][form]["top1"], form
+        assert form == "onnx-int8" or row["top1"] == by_device["here"][form]["top1"], form
         assert row["power_scope"] == "board"
     assert len(windows) == 3
     # a busy host starves the guest of its CPUs: an energy is then refused with the reason, and must not be given wrong
@@ -325,6 +330,28 @@ def test_a_study_scores_as_here_and_measures_the_energy_that_was_drawn(board: Bo
             assert "no reading for" in row["energy_reason"] or "readings" in row["energy_reason"], row["energy_reason"]
         else:
             assert all(abs(e) <= LIMIT for e in errors), (form, errors)
+
+
+def _differ(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    return sum(a != b for a, b in zip(ours, theirs, strict=True))
+
+
+def _exact_predictions(run_dir: Path, sha256: str, study: Path) -> list[int]:
+    """The classes of the test images by this machine's ONNX Runtime with sums that do not saturate."""
+    import numpy as np
+    import onnxruntime
+
+    from edgecompress.data import load, normalise
+    from edgecompress.studyfile import read_study
+
+    (file,) = (f for f in run_dir.rglob("*.onnx") if hashlib.sha256(f.read_bytes()).hexdigest() == sha256)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    data = load(read_study(study).data, seed=0)
+    images = normalise(data.test.images(np.arange(len(data.test))), data.mean, data.std)
+    name = session.get_inputs()[0].name
+    return [int(session.run(None, {name: image[None]})[0].argmax()) for image in images]
 
 
 def _job(board: Board, tmp_path: Path, job_id: str, **plan: Any) -> tuple[wire.Job, dict[str, Path]]:
