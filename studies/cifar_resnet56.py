@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgecompress.compress.contract import Context
+    from edgecompress.data import Dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 IN_SHAPE = (3, 32, 32)
@@ -54,6 +55,33 @@ def parser_of(study: str, description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def files_are_there(given: argparse.Namespace) -> bool:
+    """Whether images and weights are; if not, it is said on the terminal."""
+    missing = [file for file in (given.data, given.weights) if not file.is_file()]
+    for file in missing:
+        print(f"no such file: {file}; see studies/README.md, or give --data and --weights", file=sys.stderr)
+    return not missing
+
+
+def dataset(given: argparse.Namespace) -> Dataset:
+    """The images, one in a hundred of the training part for validation."""
+    from edgecompress.data import load
+    from edgecompress.study import DataSpec
+
+    spec = DataSpec(
+        name="npz", path=given.data, val_fraction=0.01, augment="crop-flip",
+        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+    )  # fmt: skip
+    return load(spec, seed=0)
+
+
+def network(given: argparse.Namespace) -> nn.Module:
+    from edgecompress.models import build
+    from edgecompress.study import ModelSpec
+
+    return build(ModelSpec(name="resnet56", weights=given.weights), num_classes=10, in_shape=IN_SHAPE).eval()
+
+
 def trainings(
     ways: dict[str, Way], given: argparse.Namespace, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], list[Training]] | None:
@@ -61,10 +89,8 @@ def trainings(
 
     settings: what, beside the epochs and the learning rate, all trainings of a state have in common.
     """
-    for file in (given.data, given.weights):
-        if not file.is_file():
-            print(f"no such file: {file}; see studies/README.md, or give --data and --weights", file=sys.stderr)
-            return None
+    if not files_are_there(given):
+        return None
     import torch
 
     torch.set_num_threads(given.threads)
@@ -90,19 +116,10 @@ def trainings(
 def _train(name: str, way: Way, seed: int, given: argparse.Namespace) -> Training:
     from edgecompress import masks
     from edgecompress.compress.contract import Context
-    from edgecompress.data import load
     from edgecompress.evaluate import accuracy
-    from edgecompress.models import build
-    from edgecompress.study import DataSpec, ModelSpec, TrainSpec
+    from edgecompress.study import TrainSpec
 
-    data = load(
-        DataSpec(
-            name="npz", path=given.data, val_fraction=0.01, augment="crop-flip",
-            mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-        ),
-        seed=0,
-    )  # fmt: skip
-    model = build(ModelSpec(name="resnet56", weights=given.weights), num_classes=10, in_shape=IN_SHAPE).eval()
+    data, model = dataset(given), network(given)
     dense, whole = accuracy(model, data), cost.count(model, IN_SHAPE)
     context = Context(
         data=data, seed=seed, teacher=copy.deepcopy(model), scratch=given.state / "checkpoints" / f"{name}-{seed}"
