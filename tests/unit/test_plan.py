@@ -26,6 +26,24 @@ def test_a_steps_key_is_made_of_its_methods_code_and_of_what_that_names(monkeypa
     assert "compress/distill.py" not in of_step
 
 
+def test_a_policys_file_is_part_of_the_key_by_what_it_says(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+
+    def key(text: str) -> str:
+        file.write_text(text)
+        study = StudySpec.model_validate(
+            {
+                "name": "x", "model": {"name": "resnet20"}, "data": {"name": "digits"},
+                "recipes": {"r": [{"method": "amc", "policy": str(file)}]},
+            }
+        )  # fmt: skip
+        return plan.make_plan(study, {}, agent_sha256="0").recipes["r"][-1].key
+
+    first = key("amc_policy: 1\nkeep: {conv1: 0.5}\n")
+    assert first != key("amc_policy: 1\nkeep: {conv1: 0.25}\n")
+    assert first == key("amc_policy: 1\nkeep: {conv1: 0.5}\n")
+
+
 def test_every_file_that_a_key_is_made_of_is_there() -> None:
     named = set(plan.MODEL_CODE + plan.EXPORT_CODE + plan.MEASURE_CODE + plan.DEVICE_STEP_CODE)
     for method in method_names():
@@ -36,7 +54,10 @@ def test_every_file_that_a_key_is_made_of_is_there() -> None:
 
 def test_what_a_method_imports_is_in_its_key() -> None:
     """Whatever module of the package a method imports, on any of its lines, is hashed or has no say in the numbers."""
-    silent = {"api", "errors", "plugins", "progress", "study", "records", "compress.contract", "version"}
+    silent = {
+        "api", "errors", "plugins", "progress", "study", "records", "compress.contract", "version",
+        "resume", "rundir", "studyfile",
+    }  # fmt: skip
     for method in method_names():
         files = plan.method_code(method)
         hashed = {
