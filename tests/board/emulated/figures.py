@@ -27,13 +27,20 @@ def energies(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def study(value: dict[str, Any]) -> list[str]:
-    """Accuracy of each format on both devices; energy and what the windows were off."""
+    """Accuracy of each format on both devices; energy, and what was really drawn."""
+    drawn = {window["format"]: window["drawn_mj"] for window in value["windows"]}
     rows = {(r["format"], r["device"]): r for r in value["rows"]}
-    lines = ["| format | engine | top-1, emulated | top-1, here | energy, mJ |", "|---|---|---:|---:|---:|"]
+    lines = [
+        "| format | engine | top-1, emulated | top-1, here | energy, mJ [95 %] | drawn, mJ |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
     for form in dict.fromkeys(r["format"] for r in value["rows"]):
         there, here = rows[form, "emulated"], rows[form, "here"]
-        energy = f"{there['energy_mj']:.4g}" if there["energy_mj"] is not None else there["energy_reason"]
-        cells = [form, there["engine"], _percent(there), _percent(here), energy]
+        energy = there["energy_reason"]
+        if there["energy_mj"] is not None:
+            energy = "{energy_mj:.1f} [{energy_mj_low:.1f}, {energy_mj_high:.1f}]".format(**there)
+        drew = f"{drawn[form]:.1f}" if form in drawn else ""
+        cells = [form, there["engine"], _percent(there), _percent(here), energy, drew]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
