@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from edgecompress import measurement
-from edgecompress.compress.contract import Benches, asked_of_device
+from edgecompress.compress.contract import Benches, asked_of_device, asks_for_energy
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.on_device import DeviceBench
 from edgecompress.progress import SILENT, Progress
@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from edgecompress.board.session import Session
 
 
-def check_before(device: str, format: str, session: Callable[[str], Session]) -> Session:
+def check_before(device: str, format: str, session: Callable[[str], Session], *, energy: bool = False) -> Session:
     """The session with a device that a step will measure files of `format` on. UserError, before any work, when it will not
-    be able to: out of reach, no engine for these files there, no exporter for them here."""
+    be able to: out of reach, no engine for these files there, no exporter for them here; energy: no sensor that reads."""
     from edgecompress.export.contract import check_installed
 
     check_installed(format)
     try:
         found = session(device)
         found.check_engine(measurement.engine_for(found.profile, format))
+        if energy:
+            found.check_sensor()
     except StepFailed as error:
         fix = "Switch it on, or let the step measure on another device."
         raise UserError(str(error), where=f"device {device}", fix=fix) from error
@@ -62,5 +64,6 @@ def open_benches(steps: Sequence[Step], usual: str | DeviceProfile, progress: Pr
                 raise UserError(str(error), where=f"step {number}") from None
             if asked is not None:
                 device, form = asked
-                check_before(profile_of(device).name, form, lambda _, device=device: session_of(device))  # type: ignore[misc]
+                energy = asks_for_energy(step.method, step.params)
+                check_before(profile_of(device).name, form, lambda _, device=device: session_of(device), energy=energy)  # type: ignore[misc]
         yield lambda device, form: DeviceBench(session_of(device), form, progress=progress)

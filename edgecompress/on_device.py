@@ -13,23 +13,26 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompress import channel_sweep, latency_search, measurement, stats
+from edgecompress_agent import wire
+
+from edgecompress import channel_sweep, energy, latency_search, measurement, small_networks, stats
 from edgecompress.channel_sweep import Decision, Setting
 from edgecompress.errors import StepFailed
 from edgecompress.latency_search import LatencyRatio
 from edgecompress.progress import SILENT, Progress
 from edgecompress.rundir import content_key, write_atomically
-from edgecompress.study import DeviceProfile, MeasureSpec
+from edgecompress.study import DeviceProfile, MeasureSpec, PowerSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
     from edgecompress.board.session import Session
+    from edgecompress.compress.contract import Resource, Small
 
 FORMAT_VERSION = 1
 _SWEEP_S, _AGAINST_S = 0.15, 0.6
@@ -37,6 +40,8 @@ _SWEEP_S, _AGAINST_S = 0.15, 0.6
 UNDISTURBED = 0.1
 """Networks are compared by this quantile of their latencies: what they take while nothing else runs. On a machine that others
 use, too, the median of the longer-running network holds more interruptions than that of the shorter one."""
+_POWER = PowerSpec(window_s=1.0, min_samples=20, windows=3, idle_s=0.0, settle_s=0.2, max_window_s=60.0)
+"""The power pass of a network while a method searches: short, as there are many of them."""
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 9
 _HALF_WIDTH = 0.01
 _CALIBRATION_IMAGES = 4
@@ -91,6 +96,11 @@ class DeviceBench:
         return record | {"cached": False}
 
     def _identity(self, setting: Setting) -> dict[str, Any]:
+        swept = {"centre": setting.centre, "sizes": list(setting.sizes)}
+        return {"version": FORMAT_VERSION, **self.identity(), "setting": swept}
+
+    def identity(self) -> dict[str, Any]:
+        """Plain JSON of all that what is measured here depends on."""
         from edgecompress.export.contract import packages
         from edgecompress.plan import DEVICE_STEP_CODE, code_hash, versions
 
@@ -99,7 +109,6 @@ class DeviceBench:
         found = hello.engines[engine]
         there = hello.conditions
         return {
-            "version": FORMAT_VERSION,
             "device": self.profile.name,
             "board": there.board,
             "cpu": there.cpu_model,
@@ -115,7 +124,6 @@ class DeviceBench:
             "agent_sha256": hello.agent_sha256,
             "toolchain": versions(*packages(self._format)),
             "code": code_hash(DEVICE_STEP_CODE),
-            "setting": {"centre": setting.centre, "sizes": list(setting.sizes)},
         }
 
     def _engine(self) -> str:
@@ -151,6 +159,15 @@ class DeviceBench:
                     break
         return rounds
 
+    def small(self, what: Resource, networks: Mapping[str, Small]) -> dict[str, float]:
+        """See `Bench.small`."""
+        return small_networks.measured(self, what, networks, self._cache / "layers", self._progress)
+
+    def energy_mj(self, model: nn.Module, in_shape: tuple[int, int, int]) -> float:
+        """See `Bench.energy_mj`."""
+        with tempfile.TemporaryDirectory() as scratch:
+            return self.file_energy_mj(self.export(model, in_shape, Path(scratch), "candidate"))
+
     @contextmanager
     def against(self, dense: nn.Module, in_shape: tuple[int, int, int]) -> Iterator[Against]:
         """Measure candidates against `dense`, which is exported once."""
@@ -171,19 +188,33 @@ class DeviceBench:
 
     def latency_ms(self, file: Path, seconds: float, q: float = UNDISTURBED) -> float:
         """The q-quantile of one measurement's latencies."""
-        measure = MeasureSpec(
-            warmup_s=seconds / 3, min_s=seconds, blocks=3, rounds=1, threads=self._threads, score_on="none", power=None
-        )
+        result = self._measure(file, warmup_s=seconds / 3, min_s=seconds, blocks=3, power=None)
+        taken = [ns for block in result.blocks for ns in block.latencies_ns]
+        if not taken or min(taken) <= 0:
+            raise StepFailed(f"{self.profile.name}: the device answered latencies that are none")
+        return stats.quantile(taken, q) / 1e6
+
+    def file_energy_mj(self, file: Path) -> float:
+        """Gross energy of one inference, mJ, by a short power pass. StepFailed: the trace gives none, and why."""
+        result = self._measure(file, warmup_s=0.2, min_s=0.1, blocks=2, power=_POWER)
+        if result.power is None:
+            raise StepFailed(f"{self.profile.name}: no energy: {result.power_reason or 'the device sent no trace'}")
+        asked = wire.PowerPlan(**_POWER.model_dump())
+        found = energy.summarise(result.power, conditions=result.conditions, plan=asked)
+        if found.gross_j is None:
+            raise StepFailed(f"{self.profile.name}: no energy: {'; '.join(found.invalid)}")
+        return 1e3 * found.gross_j.value
+
+    def _measure(self, file: Path, **how: Any) -> wire.Result:
+        """The result of one job. StepFailed with its reason where it failed."""
+        measure = MeasureSpec(rounds=1, threads=self._threads, score_on="none", **how)
         job, files = measurement.make_job(
             uuid.uuid4().hex[:16], file, None, normalisation=((), ()), profile=self.profile, measure=measure
         )
         result = self._session.measure(job, files)
         if result.status != "ok":
             raise StepFailed(f"{self.profile.name}: {result.reason}")
-        taken = [ns for block in result.blocks for ns in block.latencies_ns]
-        if not taken or min(taken) <= 0:
-            raise StepFailed(f"{self.profile.name}: the device answered latencies that are none")
-        return stats.quantile(taken, q) / 1e6
+        return result
 
 
 class Against:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgecompress import data as datasets
 from edgecompress import rounds
 from edgecompress.benches import check_before
+from edgecompress.compress.contract import asks_for_energy
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.on_device import DeviceBench
 from edgecompress.plan import ArtifactNode, ModelNode, Plan, Variant, make_plan
@@ -112,7 +113,8 @@ class _Run:
         for model in {node.key: node for chain in self.plan.recipes.values() for node in chain}.values():
             if model.device is None or self.dir.record("model", model.key, ModelRecord) is not None:
                 continue
-            check_before(model.device, str(model.format), self._session)
+            energy = asks_for_energy(str(model.method), model.params or {})
+            check_before(model.device, str(model.format), self._session, energy=energy)
 
     # --- the steps -------------------------------------------------------------------------------------------------
 

@@ -60,6 +60,7 @@ EXPORT_CODE = (
 MEASURE_CODE = ("measurement.py", "rounds.py", "records.py", "operators.py")
 DEVICE_STEP_CODE = (
     *EXPORT_CODE, *MEASURE_CODE, "channel_sweep.py", "sweep_networks.py", "latency_search.py", "on_device.py", "stats.py",
+    "small_networks.py", "energy",
 )  # fmt: skip
 """Sources that decide what a method is told of a device."""
 

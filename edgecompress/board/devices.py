@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from edgecompress_agent import sensor_check, wire
+from edgecompress_agent import wire
 
-from edgecompress.board import known_hosts
+from edgecompress.board import known_hosts, reading
 from edgecompress.board.agent import Agent, open_agent
 from edgecompress.board.link import Link, check_host_key
 from edgecompress.board.provision import setup
 from edgecompress.board.route import resolve
-from edgecompress.board.transport import DeviceError, LinkLost, readable
+from edgecompress.board.transport import LinkLost, readable
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.study import DeviceProfile
 
@@ -21,8 +20,6 @@ __all__ = ["Check", "doctor", "setup", "trust"]
 
 _NEEDED_BYTES = 500e6
 _NEEDED_MEMORY_BYTES = 200e6
-_SENSOR_S = 60.0
-"""A serial meter may start anew when its line is opened, and then takes some seconds."""
 _THROTTLED_BITS = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
 """`vcgencmd get_throttled` of a Raspberry Pi: bits 0 to 3 now, 16 to 19 since boot."""
 
@@ -128,17 +125,8 @@ def _sensor(profile: DeviceProfile, agent: Agent) -> Check:
     """It is opened and read once, where it hangs: a reading, or why there is none."""
     if profile.sensor == "none":
         return Check("sensor", True, "none: energy is not measured")
-    if profile.meter_at == "host":
-        found = sensor_check.check(profile.sensor, profile.sensor_options)
-        where = f"{profile.sensor} at this machine"
-    else:
-        options = json.dumps(profile.sensor_options).encode()
-        where = profile.sensor
-        try:
-            answer = agent.verb("sensor", profile.sensor, stdin=options, timeout_s=_SENSOR_S)
-            found = wire.from_json(wire.SensorReading, answer)
-        except (DeviceError, wire.WireError) as error:
-            return Check("sensor", False, f"{where}: {readable(str(error), 500)}")
+    found = reading.read_once(profile, agent)
+    where = f"{profile.sensor} at this machine" if profile.meter_at == "host" else profile.sensor
     if found.info is None or found.power_uw is None:
         return Check("sensor", found.busy, f"{where}: {readable(found.reason or 'it gave no reading', 1000)}")
     info = found.info

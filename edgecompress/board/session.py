@@ -18,6 +18,7 @@ from edgecompress_agent.errors import AgentError
 
 from edgecompress.board.agent import VERB_S, Agent, open_agent
 from edgecompress.board.hostmeter import HostMeter
+from edgecompress.board.reading import read_once
 from edgecompress.board.transport import DeviceError, readable
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.progress import SILENT, Progress, Task
@@ -225,6 +226,22 @@ class Session:
                     where=name,
                     fix="Change providers in the device profile, or install an onnxruntime that has it (docs/devices.md).",
                 )
+
+    def check_sensor(self) -> None:
+        """UserError when the device has no power sensor, or one that gives no reading now."""
+        profile = self.profile
+        if profile.sensor == "none":
+            fix = (
+                "Name its sensor in the device profile (docs/sensors.md), or ask for latency or MACs instead of energy."
+            )
+            raise UserError("has no power sensor, and energy was asked for", where=f"device {profile.name}", fix=fix)
+        found = read_once(profile, self._agent)
+        if found.power_uw is None and not found.busy:
+            why = readable(found.reason or "it gave no reading", 1000)
+            fix = f"See `edgecompress device doctor {profile.name}`."
+            raise UserError(
+                f"its sensor {profile.sensor} cannot be read: {why}", where=f"device {profile.name}", fix=fix
+            )
 
 
 def connect(profile: DeviceProfile) -> Session:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
@@ -46,6 +46,13 @@ FineTune = Annotated[FineTuneSpec | None, BeforeValidator(_finetune_lr)]
 the dense model (`edgecompress.distillation`). None: no training."""
 
 
+Resource = Literal["latency", "energy"]
+"""What a device is asked: ms or mJ of an inference."""
+
+Small = Callable[[], tuple["nn.Module", tuple[int, int, int]]]
+"""Makes a small network, in eval mode, and says its (C, H, W)."""
+
+
 class Against(Protocol):
     """Candidates against one dense network on a device, measured in the same rounds."""
 
@@ -67,6 +74,19 @@ class Bench(Protocol):
 
     def against(self, dense: nn.Module, in_shape: tuple[int, int, int]) -> AbstractContextManager[Against]: ...
 
+    def energy_mj(self, model: nn.Module, in_shape: tuple[int, int, int]) -> float:
+        """Energy of one inference at batch 1, all that the device's sensor reads, mJ. StepFailed: it could not be measured."""
+        ...
+
+    def small(self, what: Resource, networks: Mapping[str, Small]) -> dict[str, float]:
+        """Of each network by name its latency in ms or its energy in mJ; what is known of a name on this device is not measured
+        again, and what was measured before a failure is kept. The name has to say all that the cost depends on."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Plain JSON that what is measured depends on: device, engine and its version, format, …"""
+        ...
+
 
 Benches = Callable[[str | None, str], Bench]
 """(name of a device, None: the usual one; export format) → Bench."""
@@ -83,6 +103,17 @@ def asked_of_device(method: str, given: dict[str, Any]) -> tuple[str | None, str
         plugins.find("edgecompress.compress", method, attribute="apply", kind="method"), "needs_device", None
     )
     return (params.device, params.format) if needs is not None and needs(params) else None
+
+
+def asks_for_energy(method: str, given: dict[str, Any]) -> bool:
+    """Whether the method reads a power sensor with these parameters: it then has `needs_sensor(params) -> bool`.
+
+    ValueError as in `full_params`.
+    """
+    needs = getattr(
+        plugins.find("edgecompress.compress", method, attribute="apply", kind="method"), "needs_sensor", None
+    )
+    return needs is not None and bool(needs(parse_params(method, given)))
 
 
 def method_names() -> list[str]:

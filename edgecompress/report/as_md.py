@@ -17,6 +17,8 @@ def render(document: dict[str, Any]) -> str:
     lines += ["", *(f"- {escape(sentence)}" for sentence in report.summary)]
     for table in (report.results, *report.comparisons):
         lines += ["", *_table(table)]
+    for table in report.searches:
+        lines += ["", *_table(replace(table, title=escape(table.title)))]
     for table in report.operators:
         lines += ["", *_table(replace(table, title=f"Time by operator: {escape(table.title)}"))]
     if report.failures:

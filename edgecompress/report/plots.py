@@ -9,6 +9,8 @@ import html
 import io
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from edgecompress.report import wording as w
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, FAINT, PAPER = "#010203", "#040506", "#070809"
 SERIES = tuple(f"#0a0b{i:02x}" for i in range(1, 9))
@@ -79,7 +82,9 @@ def plots(document: dict[str, Any]) -> list[Plot]:
     return made
 
 
-def _draw(rows: list[dict[str, Any]], axis: _Axis, recipes: list[str], formats: list[str], key: str) -> str:
+@contextmanager
+def drawing(key: str, size: tuple[float, float]) -> Iterator[tuple[Figure, Axes]]:
+    """A figure with one pair of axes, in inches, in the page's stand-in colours. key: unique in the page."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -90,9 +95,20 @@ def _draw(rows: list[dict[str, Any]], axis: _Axis, recipes: list[str], formats: 
         "axes.spines.top": False, "axes.spines.right": False,
     }  # fmt: skip
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(5.6, 4.6), layout="constrained")
-        canvas = FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasSVG(figure)
+        yield figure, figure.add_subplot()
+
+
+def svg_of(figure: Figure, key: str, tooltips: list[str]) -> str:
+    """The figure as markup for the page; the elements point-0, point-1, … (gid) get the tooltips."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _for_page(buffer.getvalue(), key, tooltips)
+
+
+def _draw(rows: list[dict[str, Any]], axis: _Axis, recipes: list[str], formats: list[str], key: str) -> str:
+    with drawing(key, (5.6, 4.6)) as (figure, axes):
         _scales(axes, rows, axis)
         places = [(r[axis.field] * axis.scale, 100 * r["top1"]) for r in rows]
         _front(axes, rows, places, axis)
@@ -109,11 +125,9 @@ def _draw(rows: list[dict[str, Any]], axis: _Axis, recipes: list[str], formats: 
             )
             point.set_gid(f"point-{i}")
         _legend(axes, [f for f in formats if any(r["format"] == f for r in rows)], formats)
-        canvas.draw()  # type: ignore[no-untyped-call]  # the layout must stand before labels are placed in its pixels
+        figure.canvas.draw()  # the layout must stand before labels are placed in its pixels
         _label(axes, rows, places)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _for_page(buffer.getvalue(), key, [_tooltip(r) for r in rows])
+        return svg_of(figure, key, [_tooltip(r) for r in rows])
 
 
 def _scales(axes: Axes, rows: list[dict[str, Any]], axis: _Axis) -> None:

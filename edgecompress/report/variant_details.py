@@ -7,6 +7,7 @@ from typing import Any
 
 from edgecompress.report import wording as w
 from edgecompress.report.profiles import NOT_ASKED
+from edgecompress.report.searches import LONG_NOTES
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -188,7 +189,7 @@ def _step(step: dict[str, Any]) -> Pairs:
             "Took",
             f"{w.seconds(step['seconds'])}, of which training {w.seconds(step['train_seconds'])}, {step['epochs']} epochs",
         ),
-        *((w.plain(k).capitalize(), w.value_text(v)) for k, v in step["notes"].items()),
+        *((w.plain(k).capitalize(), w.value_text(v)) for k, v in step["notes"].items() if k not in LONG_NOTES),
     )
 
 

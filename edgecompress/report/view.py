@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from edgecompress.report import searches
 from edgecompress.report import wording as w
 from edgecompress.report.explaining import method_of_measurement
 from edgecompress.report.profiles import operator_table
@@ -32,6 +33,8 @@ class View:
     details: tuple[Detail, ...] = field(default=())
     operators: tuple[Table, ...] = field(default=())
     """Time by operator, a table for each variant that has it."""
+    searches: tuple[Table, ...] = field(default=())
+    """What every strategy found, a table for each step that searched."""
 
 
 def make(document: dict[str, Any]) -> View:
@@ -52,6 +55,7 @@ def make(document: dict[str, Any]) -> View:
         recipes=_recipes(document),
         devices=tuple(_device(f) for f in document["findings"]),
         method=method_of_measurement(document),
+        searches=tuple(searches.table(found) for found in searches.of(document)),
         operators=tuple(
             operator_table(r["operator_times"], f"operators-{i}", variant_name(r, several))
             for i, r in enumerate(rows)

@@ -15,7 +15,7 @@ from torch import nn
 from edgecompress import cost
 from edgecompress.board.session import Session, connect
 from edgecompress.channel_sweep import LEAST_ROUNDS, MOST_ROUNDS, Setting
-from edgecompress.errors import StepFailed
+from edgecompress.errors import StepFailed, UserError
 from edgecompress.on_device import DeviceBench
 from edgecompress.progress import SILENT
 from edgecompress.studyfile import read_device
@@ -101,6 +101,65 @@ def test_what_the_device_cannot_run_is_a_failed_step(local, tmp_path):
 
     with pytest.raises(StepFailed, match="local: out of memory"):
         DeviceBench(Refused(local, None), "onnx-fp32", cache=tmp_path).sweep(SETTING)
+
+
+def layer(width):
+    return lambda: (nn.Sequential(nn.Conv2d(8, width, 3, padding=1), nn.ReLU()).eval(), (8, 32, 32))
+
+
+def test_small_networks_are_measured_once_and_a_failure_keeps_what_there_is(local, tmp_path):
+    networks = {"conv 8": layer(8), "conv 128": layer(128)}
+    found = DeviceBench(local, "onnx-fp32", cache=tmp_path).small("latency", networks)
+    assert 0 < found["conv 8"] < found["conv 128"]
+
+    class Dying(Session):
+        def measure(self, job, blobs, progress=SILENT, label=""):
+            asked.append(job.artifact.name)
+            raise StepFailed("local: gone")
+
+    asked: list[str] = []
+    dying = DeviceBench(Dying(local.profile, local._agent), "onnx-fp32", cache=tmp_path)
+    assert dying.small("latency", networks) == found and asked == []
+    with pytest.raises(StepFailed, match="gone"):
+        dying.small("latency", {**networks, "conv 16": layer(16)})
+    more = DeviceBench(local, "onnx-fp32", cache=tmp_path).small("latency", {**networks, "conv 16": layer(16)})
+    assert {name: more[name] for name in networks} == found and more["conv 16"] > 0
+    for file in (tmp_path / "layers").glob("*.json"):
+        file.write_text(file.read_text()[:-40])  # a damaged file is none
+    with pytest.raises(StepFailed, match="gone"):
+        dying.small("latency", networks)
+
+
+def replaying(tmp_path, watts):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("seconds,watts\n" + "".join(f"{k / 100:.2f},{watts}\n" for k in range(200)))
+    update = {"sensor": "replay", "sensor_options": {"path": str(trace), "loop": True}}
+    return read_device("local").model_copy(update=update)
+
+
+def test_energy_is_the_sensors_power_times_the_time_of_an_inference(tmp_path, monkeypatch):
+    torch.set_num_threads(1)
+    answers = []
+    measure = Session.measure
+    monkeypatch.setattr(Session, "measure", lambda *given: answers.append(measure(*given)) or answers[-1])
+    with connect(replaying(tmp_path, 4.0)) as session:
+        session.check_sensor()
+        mj = DeviceBench(session, "onnx-fp32", cache=tmp_path).energy_mj(*layer(128)())
+    (answer,) = answers
+    windows = [w for w in answer.power.windows if w.kind == "power"]
+    seconds = sum(w.end_ns - w.start_ns for w in windows) / sum(w.inferences for w in windows) / 1e9
+    assert len(windows) == 3 and mj == pytest.approx(1e3 * 4.0 * seconds, rel=0.01)
+
+
+def test_energy_without_a_sensor_that_reads_is_refused(local, tmp_path):
+    with pytest.raises(UserError, match="has no power sensor, and energy was asked for"):
+        local.check_sensor()
+    absent = {"sensor": "replay", "sensor_options": {"path": str(tmp_path / "absent.csv")}}
+    with connect(read_device("local").model_copy(update=absent)) as session:
+        with pytest.raises(UserError, match=r"its sensor replay cannot be read: .*absent.csv"):
+            session.check_sensor()
+        with pytest.raises(StepFailed, match="local"):
+            DeviceBench(session, "onnx-fp32", cache=tmp_path).energy_mj(*layer(8)())
 
 
 def test_the_networks_are_what_the_setting_says():

@@ -67,6 +67,15 @@ def test_a_device_that_is_away_is_found_out_before_the_training(tmp_path, monkey
         pass
 
 
+def test_an_energy_without_a_sensor_is_refused_before_any_work(monkeypatch):
+    step = [Step.model_validate({"method": "amc", "energy": 0.5})]
+    with (
+        pytest.raises(UserError, match="device local: has no power sensor"),
+        open_benches(step, DeviceProfile(name="local")),
+    ):
+        pass
+
+
 def test_a_sweep_of_what_cannot_be_is_refused(capfd):
     for argv, words in (
         (["channels", "nowhere"], "unknown device 'nowhere'"),

@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 Share = Annotated[float, Field(gt=0, lt=1)]
 Baseline = Literal["uniform", "random", "greedy", "evolutionary"]
 
-BUDGETS = ("macs", "params", "bytes")
-"""Budgets that are reckoned without a device."""
+Milliseconds = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?ms$")]
+Millijoules = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?mJ$")]
+
+ON_DEVICE = ("latency", "energy")
+BUDGETS = ("macs", "params", "bytes", *ON_DEVICE)
 
 FITTING_IMAGES = 500
 """Training images that the weights are fitted on, unless given. (The authors' code: 3,000.)"""
@@ -40,9 +43,10 @@ FITTING_IMAGES = 500
 class Params:
     """Parameters of AMC.
 
-    macs, params, bytes: the budget: the fraction left of the network that comes into the step, in (0, 1); one of them, which no
-        policy exceeds. bytes: of the network's state in memory; with granularity weights, of its layers as sparse values and
-        gaps. Default: macs 0.5; with a reward that has a logarithm, none.
+    macs, params, bytes, latency, energy: the budget: the fraction left of the network that comes into the step, in (0, 1); one
+        of them, which no policy exceeds. latency may be in milliseconds, "12.5 ms", energy in millijoules for one inference,
+        "3.2 mJ"; both at batch 1, measured on `device` in `format`; channels only. bytes: of the network's state in memory; with
+        granularity weights, of its layers as sparse values and gaps. Default: macs 0.5; with a reward that has a logarithm, none.
     reward: "error": −error; "accuracy"; "error-log-macs", "error-log-params": −error · ln of the MACs or parameters, which
         trade by themselves and need no budget. Of the validation images.
     granularity: "channels": a group of channels that hang together is one action; "weights": one layer's single weights.
@@ -54,11 +58,13 @@ class Params:
     fit: training images that the layers behind removed channels are fitted on by least squares; 0: they are not; channels
         only, default 500.
     lower: fraction of every group that is kept at least, in (0, 1].
-    multiple: numbers of channels are multiples of it (or all); channels only.
+    multiple: numbers of channels are multiples of it (or all); "auto": of what the engine of `device` likes; channels only.
     which: "inner": channels inside blocks; "stream": those of residual streams; "all"; channels only.
     importance: which of a group's channels go first: "readers" (Σ|w| of what reads them, as in the paper), "l1", "l2", "lap",
         "bn_scale", "taylor" as in `channels`; channels only. (Weights: the smallest.)
     exclude: layers that stay whole, by name, with `*` and `?`.
+    device, format: what latency, energy and multiple: auto are measured on: a device of the study (default: its first one, or
+        the --device of compress), and an export format.
     policy: a file with a policy: it is applied, and nothing is searched.
     save: a file that the found policy is written to, for `policy`.
     finetune: training after it; None: none. Its lr is 0.01 unless given.
@@ -67,6 +73,8 @@ class Params:
     macs: Share | None = None
     params: Share | None = None
     bytes: Share | None = None
+    latency: Share | Milliseconds | None = None
+    energy: Share | Millijoules | None = None
     reward: Literal["error", "accuracy", "error-log-macs", "error-log-params"] = "error"
     granularity: Literal["channels", "weights"] = "channels"
     episodes: Annotated[int, Field(ge=1)] = 800
@@ -76,10 +84,12 @@ class Params:
     images: Annotated[int, Field(ge=1)] = 5000
     fit: Annotated[int, Field(ge=0)] | None = None
     lower: Annotated[float, Field(gt=0, le=1)] = 0.2
-    multiple: Annotated[int, Field(ge=1)] = 8
+    multiple: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
     which: Literal["inner", "stream", "all"] = "all"
     importance: Literal["readers", "l1", "l2", "lap", "bn_scale", "taylor"] = "readers"
     exclude: patterns.LayerNames = ()
+    device: str | None = None
+    format: str = "onnx-fp32"
     policy: ExistingPath | None = None
     save: StudyPath | None = None
     finetune: FineTune = None
@@ -88,6 +98,10 @@ class Params:
         budgets = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(budgets) > 1:
             raise ValueError(f"one budget at a time: {' and '.join(budgets)} are given")
+        if (self.device is not None or self.format != "onnx-fp32") and not needs_device(self):
+            raise ValueError(
+                "device and format are what latency, energy and multiple: auto are measured on; none is asked for"
+            )
         if self.policy is not None:
             if budgets or self.save is not None:
                 raise ValueError("a policy says itself what is kept: leave the budget and save out")
@@ -114,7 +128,22 @@ class Params:
         return FITTING_IMAGES if self.fit is None else self.fit
 
 
+def needs_device(params: Params) -> bool:
+    """Whether a step with these parameters measures on a device."""
+    asked = any(getattr(params, name) is not None for name in ON_DEVICE)
+    return params.policy is None and (asked or params.multiple == "auto")
+
+
+def needs_sensor(params: Params) -> bool:
+    """Whether it reads a power sensor there."""
+    return params.policy is None and params.energy is not None
+
+
 def _check_weights(params: Params) -> None:
+    if params.budget in ON_DEVICE:
+        raise ValueError(
+            f"{params.budget}: no engine here skips single zeros; with granularity weights ask for macs, params or bytes"
+        )
     usual = {"multiple": 8, "which": "all", "importance": "readers", "fit": None}
     given = [name for name, value in usual.items() if getattr(params, name) != value]
     if given:

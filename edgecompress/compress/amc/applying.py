@@ -7,12 +7,14 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from edgecompress import cost, resume
-from edgecompress.compress.amc import policy, scoring, spaces
+from edgecompress.compress.amc import ON_DEVICE, policy, scoring, spaces
 from edgecompress.compress.amc.environment import Environment, Units
 from edgecompress.compress.amc.greedy import Greedy
-from edgecompress.compress.amc.search import Search
+from edgecompress.compress.amc.measuring import DeviceBudget
+from edgecompress.compress.amc.search import Result, Search
 from edgecompress.compress.amc.spaces import ChannelSpace, Space, WeightSpace
 from edgecompress.compress.amc.strategies import Evolutionary, Learning, Random, Strategy, Uniform
+from edgecompress.compress.channels import measuring
 from edgecompress.errors import StepFailed, UserError
 
 if TYPE_CHECKING:
@@ -28,9 +30,11 @@ def search(model: nn.Module, params: Params, context: Context) -> None:
     """Search, and make the model what the agent's best policy says."""
     data = context.need_data("amc")
     _check_writable(params)
-    space = _space(model, params, context)
-    env = _environment(space, params)
     scorer = scoring.Scorer(data, params.images, context.seed)
+    space = _space(model, params, context)
+    _check_choices(space, params)
+    device = DeviceBudget(space, params, context) if params.budget in ON_DEVICE else None
+    env = _environment(space, params, device)
     _learn(space, params, context)
 
     def reward(units: Units, top1: float) -> float:
@@ -44,16 +48,24 @@ def search(model: nn.Module, params: Params, context: Context) -> None:
         folder=context.scratch / "search",
         key=resume.state_key(model, data, [_FORMAT, _decisive(params), context.seed, data.record()]),
         progress=context.progress,
+        watcher=device,
     )
+    if device is not None:
+        env.budget = device.share  # as it was when the search began, where this goes on from one
+        device.probe(env)
     found.run(_learning(env, params, context), params.episodes, patience=params.patience, least=2 * params.warmup)
     spent = len(found.trails["amc"].units)
     for name in params.baselines:
         found.run(_baseline(name, env, spent, context.seed), spent)
     best = found.best("amc")
+    if device is not None and best is not None and not device.knows(best.units):
+        best = found.best("amc", among=device.knows) or best
     if best is None:
         raise StepFailed("amc: no policy kept to the budget")
     _finish(model, space, best.units, params, context)
-    _note_search(found, space, env, params, context, scored_on=scorer.images)
+    _note_search(found, best, space, env, params, context, scored_on=scorer.images)
+    if device is not None:
+        _note_device(device, best.units, params, context)
     if params.save is not None:
         policy.write(params.save, params.granularity, policy.ratios(space, best.units))
 
@@ -72,8 +84,8 @@ def from_file(model: nn.Module, params: Params, context: Context) -> None:
 
 
 def _decisive(params: Params) -> dict[str, Any]:
-    """The parameters that decide what is searched (not where it is written, nor what comes after)."""
-    return {k: v for k, v in dataclasses.asdict(params).items() if k not in ("finetune", "save", "policy")}
+    """The parameters that decide what a search finds (not which others there are, where it is written, nor what comes after)."""
+    return {k: v for k, v in dataclasses.asdict(params).items() if k not in ("finetune", "save", "policy", "baselines")}
 
 
 def _check_writable(params: Params) -> None:
@@ -92,22 +104,33 @@ def _check_writable(params: Params) -> None:
 def _space(model: nn.Module, params: Params, context: Context) -> Any:
     if params.granularity == "weights":
         return WeightSpace(model, params, context)
-    return ChannelSpace(model, params, context, params.multiple)
+    multiple = (
+        1
+        if params.policy is not None
+        else measuring.multiple_for(model, context.input_shape(model, "amc"), params, context)
+    )
+    return ChannelSpace(model, params, context, multiple)
 
 
-def _environment(space: Space, params: Params) -> Environment:
-    """UserError: nothing that could be chosen, or a budget out of reach."""
+def _check_choices(space: Space, params: Params) -> None:
+    """UserError: there is nothing to choose."""
     if all(choice.levels == 1 for choice in space.choices):
         raise UserError(
-            f"every group is at its least already, with widths in multiples of {params.multiple} and at least "
+            f"every group is at its least already, with widths in multiples of {space.choices[0].step} and at least "
             f"{params.lower:g} of each kept",
             fix="Ask for a smaller multiple or a smaller lower.",
         )
+
+
+def _environment(space: Space, params: Params, device: DeviceBudget | None = None) -> Environment:
+    """UserError: a budget out of reach."""
     key, macs = params.budget, space.costs["macs"]
+    if device is not None:
+        return Environment(space.choices, macs=macs, used=device.cost, budget=device.share, linear=False)
     if key is None:
         return Environment(space.choices, macs=macs, used=macs, budget=float("inf"))
     share: float = getattr(params, key)
-    spaces.out_of_reach(space, key, share, params, params.multiple)
+    spaces.out_of_reach(space, key, share, params)
     used = space.costs[key]
     whole = used([1.0] * len(space.choices))
     return Environment(space.choices, macs=macs, used=used, budget=share * whole, linear=space.linear[key])
@@ -156,13 +179,26 @@ def _finish(model: nn.Module, space: Any, units: Units, params: Params, context:
     note("policy", policy.ratios(space, units))
 
 
+def _note_device(device: DeviceBudget, units: Units, params: Params, context: Context) -> None:
+    """The table, what it was off by, and whether the applied policy's network was measured to keep to the budget."""
+    found = device.notes(units)
+    context.note("on_device", found)
+    context.note("budget_met", found["met"])
+    if not found["met"]:
+        measured = "not measured" if found["measured"] is None else f"{found['measured']:.3f} of the whole network's"
+        reason = f"{params.budget}: {device.share:.3f} was asked for; the policy's network is {measured}"
+        context.note("budget_reason", reason)
+        context.progress.say(f"amc: {reason}")
+
+
 def _note_search(
-    found: Search, space: Space, env: Environment, params: Params, context: Context, *, scored_on: int
+    found: Search, applied: Result, space: Space, env: Environment, params: Params, context: Context, *, scored_on: int
 ) -> None:
     """All that was tried: for each strategy the reward of every evaluation, and its best policy, which can be applied as well."""
     strategies: dict[str, Any] = {}
-    for name, trail in found.trails.items():
-        best = found.best(name)
+    for name in ("amc", *params.baselines):
+        trail = found.trails[name]
+        best = applied if name == "amc" else found.best(name)
         strategies[name] = {
             "evaluations": len(trail.units),
             "different": len(set(trail.units)),

@@ -58,10 +58,10 @@ class Greedy:
             return self._first
         return self._exchange(self._best[1] if self._best else self._first)
 
-    def tell(self, units: Units, top1: float, reward: float | None) -> None:
+    def tell(self, units: Units, top1: float, reward: float, fits: bool) -> None:
         if len(self._lost) <= len(self._scan):
             self._lost.append(top1)
-        elif reward is not None and (self._best is None or reward > self._best[0]):
+        elif fits and (self._best is None or reward > self._best[0]):
             self._best = (reward, units)
 
     def _loss(self, number: int, units: int) -> float:

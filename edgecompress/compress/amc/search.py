@@ -10,14 +10,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from edgecompress import resume
 from edgecompress.compress.amc.environment import Environment, Units
 from edgecompress.compress.amc.strategies import Strategy
+from edgecompress.errors import StepFailed
 from edgecompress.progress import Progress, Task
+
+T = TypeVar("T")
 
 SAVE_EVERY = 5
 """Evaluations between two checkpoints."""
@@ -84,12 +87,15 @@ class Search:
         if self._saved is not None:
             self._restore(self._saved)
 
-    def best(self, name: str) -> Result | None:
-        """The best of a strategy so far, by what the budget's cost is known to be now; None: nothing that keeps to it."""
+    def best(self, name: str, among: Callable[[Units], bool] = lambda units: True) -> Result | None:
+        """The best of a strategy so far, by what the budget's cost is known to be now; None: nothing that keeps to it.
+
+        among: only policies for which it holds.
+        """
         trail, found = self.trails[name], None
         for number, (units, top1) in enumerate(zip(trail.units, trail.top1, strict=True), 1):
             value = self._reward(units, top1)
-            if (found is None or value > found.reward) and self._env.fits(units):
+            if (found is None or value > found.reward) and among(units) and self._env.fits(units):
                 found = Result(units, top1, value, number)
         return found
 
@@ -110,8 +116,10 @@ class Search:
             strategy.restore(self._saved["strategies"][strategy.name])
         if trail.finished:
             return
-        best = self.best(strategy.name)
         watched = self._watcher if strategy.name == "amc" else None
+        if watched is not None and trail.units:  # what a device failed to answer before
+            self._asked(lambda: watched.look(trail, self.best(strategy.name)))
+        best = self.best(strategy.name)
         began = time.monotonic() - trail.seconds
         with self._progress.task(f"amc: {strategy.name}", total=evaluations) as task:
             task.advance(len(trail.units))
@@ -126,10 +134,10 @@ class Search:
                 value = self._reward(units, top1)
                 trail.units.append(units)
                 trail.top1.append(top1)
-                strategy.tell(units, top1, value if fits else None)
+                strategy.tell(units, top1, value, fits)
                 if fits and (best is None or value > best.reward):
                     best = Result(units, top1, value, len(trail.units))
-                if watched is not None and watched.look(trail, best):
+                if watched is not None and self._asked(lambda trail=trail, best=best: watched.look(trail, best)):  # type: ignore[misc]
                     best = self.best(strategy.name)
                 trail.seconds = time.monotonic() - began
                 task.advance()
@@ -137,9 +145,17 @@ class Search:
                 if len(trail.units) % SAVE_EVERY == 0:
                     self.save()
             if watched is not None:
-                watched.settle(lambda: self.best(strategy.name))
+                self._asked(lambda: watched.settle(lambda: self.best(strategy.name)))
         trail.finished = True
         self.save()
+
+    def _asked(self, ask: Callable[[], T]) -> T:
+        """What a device answers; where it fails, the search is kept as it is and stops."""
+        try:
+            return ask()
+        except StepFailed:
+            self.save()
+            raise
 
     def _tell(self, task: Task, best: Result | None) -> None:
         speed = f"{self.scored / self.scoring_s:.2g} policies/s" if self.scoring_s else ""
@@ -157,7 +173,7 @@ class Search:
         """Keep everything, whole or not at all."""
         trails = {
             name: {
-                "units": torch.tensor(trail.units, dtype=torch.int64).reshape(len(trail.units), -1),
+                "units": torch.tensor(trail.units, dtype=torch.int64).reshape(len(trail.units), len(self._env.choices)),
                 "top1": torch.tensor(trail.top1, dtype=torch.float64),
                 "seconds": trail.seconds,
                 "finished": trail.finished,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgecompress import cost, masks, patterns
@@ -80,6 +80,11 @@ class ChannelSpace:
 
     def _removed(self, keep: Ratios) -> list[float]:
         return [g.size * (1 - k) for g, k in zip(self.groups, keep, strict=True)]
+
+    def sides(self, keep: Ratios) -> Callable[[str], tuple[float, float]]:
+        """Layer → its (in, out) channels in a network with these keep ratios."""
+        removed = self._removed(keep)
+        return lambda layer: self.prices.sides(layer, removed)
 
     def readers(self) -> list[str]:
         """The layers that read channels of any group, in the order of the network."""
@@ -234,13 +239,13 @@ def sparse_bytes(weights: int, kept_weights: int) -> float:
     return min(min(bits) / 8, 4.0 * weights)
 
 
-def out_of_reach(space: Space, key: str, share: float, params: Params, multiple: int) -> None:
+def out_of_reach(space: Space, key: str, share: float, params: Params) -> None:
     """UserError when not even the least of everything keeps to a budget of MACs, parameters or bytes."""
     least = [c.lowest / c.size for c in space.choices]
     lowest = space.costs[key](least) / space.costs[key]([1.0] * len(least))
     if lowest <= share:
         return
-    what = "weights" if params.granularity == "weights" else f"group's channels, in multiples of {multiple}"
+    what = "weights" if params.granularity == "weights" else f"group's channels, in multiples of {params.multiple}"
     raise UserError(
         f"{key}: {share:g} is out of reach: the lowest is {lowest:.3f}, with at least {params.lower:g} of each {what}",
         fix=f"Ask for {key}: {math.ceil(1000 * lowest) / 1000:g} or more, a smaller lower"

@@ -21,8 +21,8 @@ class Strategy(Protocol):
         """The next policy to evaluate; None: there is nothing left to try."""
         ...
 
-    def tell(self, units: Units, top1: float, reward: float | None) -> None:
-        """What came of the policy that was asked for last. reward None: it does not keep to the budget."""
+    def tell(self, units: Units, top1: float, reward: float, fits: bool) -> None:
+        """What came of the policy that was asked for last. fits: whether it keeps to the budget."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -47,10 +47,10 @@ class Learning:
         self._episode = self._env.run(self.agent.act)
         return self._episode.units
 
-    def tell(self, units: Units, top1: float, reward: float | None) -> None:
+    def tell(self, units: Units, top1: float, reward: float, fits: bool) -> None:
         assert self._episode is not None
         # A walk breaks its budget only where the lowest does, as measured on a device by now: the worst that was seen.
-        value = self._worst if reward is None else reward
+        value = reward if fits else min(self._worst, reward)
         self._worst = min(self._worst, value)
         self.agent.learn(self._episode, value)
 
@@ -73,7 +73,7 @@ class Uniform:
     def ask(self) -> Units | None:
         return None if self._done else self._env.uniform()
 
-    def tell(self, units: Units, top1: float, reward: float | None) -> None:
+    def tell(self, units: Units, top1: float, reward: float, fits: bool) -> None:
         self._done = True
 
     def state(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Random:
     def ask(self) -> Units:
         return self._env.walk(self._rng.random(len(self._env.choices)).tolist())
 
-    def tell(self, units: Units, top1: float, reward: float | None) -> None:
+    def tell(self, units: Units, top1: float, reward: float, fits: bool) -> None:
         pass
 
     def state(self) -> dict[str, Any]:
@@ -142,8 +142,8 @@ class Evolutionary:
         drawn = self._rng.integers(0, len(self._alive), TOURNAMENT)
         return self._alive[int(drawn.min())][1]  # they stand in order, the best first
 
-    def tell(self, units: Units, top1: float, reward: float | None) -> None:
-        if reward is None or any(units == other for _, other in self._alive):
+    def tell(self, units: Units, top1: float, reward: float, fits: bool) -> None:
+        if not fits or any(units == other for _, other in self._alive):
             return
         self._alive.append((reward, units))
         self._alive.sort(key=lambda one: -one[0])

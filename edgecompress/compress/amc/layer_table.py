@@ -1,0 +1,130 @@
+"""What a network costs on a device, from what its layers cost alone: a grid of widths for each layer, interpolated.
+
+Pure: what measures is elsewhere. A layer that is used by several names (the same shape) is one grid. What no layer is (additions,
+pooling, moving data between layers) and what an engine saves by fusing are not in the sum; a scale that is found on whole
+networks stands for them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from edgecompress.compress.amc.environment import SLACK
+
+POINTS = 4
+"""Widths of a side that are measured, from the least to the whole."""
+TOLERANCE = 0.02
+"""A measured network that is above its budget by this fraction at most keeps to it: what a measurement can tell."""
+RECENT = 3
+"""The scale is the median over the last so many measured networks."""
+
+
+def widths(whole: int, least: int, step: int = 1) -> tuple[int, ...]:
+    """At most POINTS widths from `least` to `whole`, evenly, in multiples of `step` where that leaves them between."""
+    if least >= whole:
+        return (whole,)
+    raw = [least + (whole - least) * k / (POINTS - 1) for k in range(POINTS)]
+    inner = [step * round(w / step) for w in raw[1:-1]]
+    return tuple(sorted({least, whole, *(w for w in inner if least < w < whole)}))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cost at (into[i], out[j]) is values[i][j], any unit; between them on straight lines, beyond them the nearest.
+
+    Of a layer that has one width (depth-wise, grouped) into is (1,) and does not count.
+    """
+
+    into: tuple[int, ...]
+    out: tuple[int, ...]
+    values: tuple[tuple[float, ...], ...]
+
+    def at(self, into: float, out: float) -> float:
+        i, part_i = _place(self.into, into)
+        j, part_j = _place(self.out, out)
+        low = _between(self.values[i], j, part_j)
+        return low if part_i == 0 else low + part_i * (_between(self.values[i + 1], j, part_j) - low)
+
+
+def _place(points: Sequence[int], value: float) -> tuple[int, float]:
+    """(index of the point at or below the value, how far on the way to the next one it is)."""
+    if value <= points[0]:
+        return 0, 0.0
+    if value >= points[-1]:
+        return len(points) - 1, 0.0
+    index = bisect.bisect_right(points, value) - 1
+    return index, (value - points[index]) / (points[index + 1] - points[index])
+
+
+def _between(row: Sequence[float], index: int, part: float) -> float:
+    return row[index] if part == 0 else row[index] + part * (row[index + 1] - row[index])
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A whole network that was measured. predicted, measured: its cost over the whole network's, before any scale.
+
+    evaluation: after so many of the agent's policies; 0: before the search.
+    """
+
+    units: tuple[int, ...]
+    predicted: float
+    measured: float
+    evaluation: int
+
+
+@dataclass
+class DeviceCost:
+    """Keep ratios → cost over the whole network's: the sum over its layers, times the scale; of a network that was measured,
+    what was measured."""
+
+    grids: Mapping[str, Grid]
+    sides: Callable[[Sequence[float]], Callable[[str], tuple[float, float]]]
+    """Keep ratios → layer → its (in, out) channels."""
+    sizes: tuple[int, ...]
+    """Units of each choice."""
+    budget: float = 1.0
+    seen: list[Seen] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._whole = self._sum([1.0] * len(self.sizes))
+        self._measured = {self._key(s.units): s.measured for s in self.seen}
+
+    def _key(self, units: Sequence[int]) -> tuple[int, ...]:
+        return tuple(units)
+
+    def _sum(self, keep: Sequence[float]) -> float:
+        sides = self.sides(keep)
+        return sum(grid.at(*sides(name)) for name, grid in self.grids.items())
+
+    def predicted(self, keep: Sequence[float]) -> float:
+        """Without the scale."""
+        return self._sum(keep) / self._whole
+
+    @property
+    def scale(self) -> float:
+        """Median over the networks that were measured last of measured over predicted; 1 before any was."""
+        return statistics.median(s.measured / s.predicted for s in self.seen[-RECENT:]) if self.seen else 1.0
+
+    def __call__(self, keep: Sequence[float]) -> float:
+        units = tuple(round(k * n) for k, n in zip(keep, self.sizes, strict=True))
+        measured = self._measured.get(units)
+        if measured is not None and all(
+            abs(k * n - u) < SLACK * n for k, n, u in zip(keep, self.sizes, units, strict=True)
+        ):
+            # Within what a measurement can tell it keeps to the budget.
+            return self.budget if self.budget < measured <= self.budget * (1 + TOLERANCE) else measured
+        return self.scale * self.predicted(keep)
+
+    def add(self, units: Sequence[int], measured: float, evaluation: int) -> None:
+        """A whole network's measured cost, over the uncut network's."""
+        keep = [n / whole for n, whole in zip(units, self.sizes, strict=True)]
+        self.seen.append(Seen(tuple(units), self.predicted(keep), measured, evaluation))
+        self._measured[self._key(units)] = measured
+
+    def errors(self) -> list[float]:
+        """Of every network that was measured before the search: prediction without a scale over measurement, less 1."""
+        return [s.predicted / s.measured - 1 for s in self.seen if s.evaluation == 0]
