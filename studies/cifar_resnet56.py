@@ -63,23 +63,23 @@ def files_are_there(given: argparse.Namespace) -> bool:
     return not missing
 
 
-def dataset(given: argparse.Namespace) -> Dataset:
-    """The images, one in a hundred of the training part for validation."""
+def dataset(given: argparse.Namespace, val_fraction: float = 0.01) -> Dataset:
+    """The images, one in a hundred of the training part for validation unless told otherwise."""
     from edgecompress.data import load
     from edgecompress.study import DataSpec
 
     spec = DataSpec(
-        name="npz", path=given.data, val_fraction=0.01, augment="crop-flip",
+        name="npz", path=given.data, val_fraction=val_fraction, augment="crop-flip",
         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
     )  # fmt: skip
     return load(spec, seed=0)
 
 
-def network(given: argparse.Namespace) -> nn.Module:
+def network(given: argparse.Namespace, name: str = "resnet56") -> nn.Module:
     from edgecompress.models import build
     from edgecompress.study import ModelSpec
 
-    return build(ModelSpec(name="resnet56", weights=given.weights), num_classes=10, in_shape=IN_SHAPE).eval()
+    return build(ModelSpec(name=name, weights=given.weights), num_classes=10, in_shape=IN_SHAPE).eval()
 
 
 def trainings(

@@ -197,3 +197,23 @@ def test_the_resnet56_table_sets_lookahead_beside_magnitude_of_the_same_zeros_an
     (line,) = study.table(found).splitlines()[2:]
     assert line.startswith("| 95 | 0 | 90.00 → 10.00 → 70.00 | 90.00 → 10.00 → 80.00 | +10.00 [+")
     assert float(line.split("|")[-2]) < 1e-20
+
+
+def test_the_amc_table_sets_every_search_beside_the_agents_of_the_same_seed():
+    import amc_resnet56
+
+    def result(way: str, seed: int, correct: str, tuned: str | None) -> dict:
+        top1 = {
+            "pruned": correct.count("1") / len(correct),
+            "tuned": None if tuned is None else tuned.count("1") / 20,
+        }
+        return {
+            "way": way, "seed": seed, "macs_left": 0.49, "search": {"best": {"top1": 0.8}}, "top1": top1,
+            "correct": {"pruned": correct, "tuned": tuned},
+        }  # fmt: skip
+
+    found = [result("amc", s, "1" * 16 + "0" * 4, "1" * 18 + "0" * 2) for s in (0, 1)]
+    found += [result("random", s, "1" * 8 + "0" * 12, None) for s in (0, 1)]
+    lines = amc_resnet56.table(found).splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| amc | 2 | 0.490 (0.490, 0.490) | 80.00 (80.00, 80.00) | 80.00")
+    assert "90.00 (90.00, 90.00)" in lines[2] and "+40.00" in lines[3] and "0.016; 0.016" in lines[3]
