@@ -30,7 +30,8 @@ class Quantization:
     calibration: how the range of each activation tensor follows from the calibration images: minmax, percentile, mse or
     entropy (see histograms.py). percentile: for percentile, in percent. weights: one scale per output channel or one
     per tensor. float_layers: names of layers (modules) that stay in float. ranges: site of the network (see sites.py) → the range
-    that its activations were trained with, which goes before calibration.
+    that its activations were trained with, which goes before calibration. rounded_bits: the bits of a file's weights whose rounding
+    was learned and is in the model's weights; None: none was.
     """
 
     calibration: Calibration = "minmax"
@@ -38,6 +39,7 @@ class Quantization:
     weights: Granularity = "channel"
     float_layers: tuple[str, ...] = ()
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    rounded_bits: Literal[7, 8] | None = None
 
 
 DEFAULT = Quantization()
@@ -58,6 +60,16 @@ def refuse_other(model: nn.Module, method: str) -> None:
             f"method {method} after method {earlier}: both say how int8 files are made",
             fix="Keep one of the two steps.",
         )
+
+
+def lost_rounding(settings: Quantization, weight_bits: int) -> tuple[str, ...]:
+    """A warning about a file with weights of so many bits, when the rounding of the model's weights was learned for others."""
+    if settings.rounded_bits in (None, weight_bits):
+        return ()
+    return (
+        f"the rounding of the weights was learned for {settings.rounded_bits} bits (quantize: weight_bits), and this file has "
+        f"weights of {weight_bits}: they are rounded to the nearest again",
+    )
 
 
 def put(model: nn.Module, settings: Quantization) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -64,6 +64,15 @@ def batch_norm(traced: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """The batch norm that is folded into a layer's node."""
     after = _after(node, dict(traced.named_modules()), _NORMS, set())
     return None if after is node else after
+
+
+def activation(traced: fx.GraphModule, node: fx.Node) -> Literal["relu", "relu6"] | None:
+    """The ReLU that is fused into a node, which is a layer's or that of its batch norm."""
+    modules = dict(traced.named_modules())
+    after = _after(node, modules, _RELUS, set())
+    if after is node:
+        return None
+    return "relu6" if _kind(after, modules) in (nn.ReLU6, functional.relu6) else "relu"
 
 
 def _follow(traced: fx.GraphModule) -> tuple[tuple[Site, ...], dict[str, str]]:

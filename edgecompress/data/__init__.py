@@ -24,7 +24,17 @@ from edgecompress.errors import UserError
 if TYPE_CHECKING:
     from edgecompress.study import DataSpec
 
-__all__ = ["Dataset", "Part", "batch_rows", "batches", "calibration_images", "fingerprint", "load", "normalise"]
+__all__ = [
+    "Dataset",
+    "Part",
+    "batch_rows",
+    "batches",
+    "calibration_images",
+    "check_images",
+    "fingerprint",
+    "load",
+    "normalise",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,4 +147,26 @@ def fingerprint(spec: DataSpec) -> dict[str, Any]:
 
 def calibration_images(dataset: Dataset) -> np.ndarray:
     """The images that calibrate int8 exports, normalised: float32 (n, C, H, W)."""
-    return normalise(dataset.train.images(np.asarray(dataset.calibration_indices)), dataset.mean, dataset.std)
+    return normalise(dataset.train.images(np.asarray(dataset.calibration_indices, np.int64)), dataset.mean, dataset.std)
+
+
+def check_images(images: np.ndarray, in_shape: tuple[int, ...]) -> None:
+    """UserError unless the calibration images are finite float32 (N ≥ 1, C, H, W) of the model's input shape."""
+    where = "calibration images"
+    if images.ndim != 4 or images.shape[1:] != tuple(in_shape) or len(images) == 0:
+        raise UserError(
+            f"shape {images.shape} does not fit: (N ≥ 1, {', '.join(map(str, in_shape))}) is needed",
+            where=where,
+            fix="Calibrate with images of the model's own dataset.",
+        )
+    if images.dtype != np.float32:
+        raise UserError(
+            f"type {images.dtype} instead of float32", where=where, fix="Normalise them with data.normalise."
+        )
+    bad = int((~np.isfinite(images).all(axis=(1, 2, 3))).sum())
+    if bad:
+        raise UserError(
+            f"{bad} of {len(images)} images hold NaN or infinity",
+            where=where,
+            fix="Look at the dataset's mean and std.",
+        )

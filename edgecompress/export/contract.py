@@ -89,25 +89,9 @@ def _exporter(name: str) -> ModuleType:
 
 def check_calibration(context: ExportContext) -> None:
     """UserError unless the calibration images are finite float32 (N ≥ 1, C, H, W) of the model's input shape."""
-    images = context.calibration
-    where = "calibration images"
-    if images.ndim != 4 or images.shape[1:] != tuple(context.in_shape) or len(images) == 0:
-        raise UserError(
-            f"shape {images.shape} does not fit: (N ≥ 1, {', '.join(map(str, context.in_shape))}) is needed",
-            where=where,
-            fix="Calibrate with images of the model's own dataset.",
-        )
-    if images.dtype != np.float32:
-        raise UserError(
-            f"type {images.dtype} instead of float32", where=where, fix="Normalise them with data.normalise."
-        )
-    bad = int((~np.isfinite(images).all(axis=(1, 2, 3))).sum())
-    if bad:
-        raise UserError(
-            f"{bad} of {len(images)} images hold NaN or infinity",
-            where=where,
-            fix="Look at the dataset's mean and std.",
-        )
+    from edgecompress.data import check_images
+
+    check_images(context.calibration, context.in_shape)
 
 
 def float_file(
@@ -186,6 +170,9 @@ def export_artifact(
             task.describe("comparing with torch")
             compared = parity.compare(reference, parity.file_logits(partial, images), int8=exporter.INT8)
             warnings += parity.judge(compared, format)
+            if exporter.INT8:
+                weight_bits = 7 if activations == "uint8-reduced" else 8
+                warnings += quantization.lost_rounding(quantization.get(plain), weight_bits)
             if exporter.FILE_TYPE == "onnx" and exporter.INT8:
                 warnings += _left_in_float(partial, activation_type, quantization.get(plain).float_layers)
             task.advance()

@@ -2,14 +2,15 @@
 
 What it does: puts settings beside the model that the exporters `onnx-int8` and `tflite-int8` follow: how the activations'
 ranges come from the calibration images, one weight scale per channel or per tensor, and which layers stay in float. On
-request it also changes the weights so that 8 bits cost less: cross-layer equalisation and bias correction. The float
-network computes the same afterwards (equalisation) or nearly (bias correction). Without this step an int8 export uses
-minimum and maximum, per channel, and leaves nothing in float.
-Costs: seconds; the search for sensitive layers one pass over validation images for each layer.
-Needs: data, for bias correction and the search. Gains: accuracy of the int8 files, which have a quarter of the bytes and,
+request it also changes the weights so that 8 bits cost less: cross-layer equalisation, bias correction, and learned rounding
+(AdaRound). The float network computes the same afterwards (equalisation) or nearly (the others). Without this step an int8
+export uses minimum and maximum, per channel, and leaves nothing in float.
+Costs: seconds; the search for sensitive layers one pass over validation images for each layer; AdaRound an optimisation for each.
+Needs: data, for bias correction, AdaRound and the search. Gains: accuracy of the int8 files, which have a quarter of the bytes and,
 where the engine has integer kernels, less latency.
 Papers: Jacob et al. 2018 (arXiv:1712.05877); Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
-Correction" (arXiv:1906.04721); Gholami et al. 2021, the survey (arXiv:2103.13630).
+Correction" (arXiv:1906.04721); Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization"
+(arXiv:2004.10568); Gholami et al. 2021, the survey (arXiv:2103.13630).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pydantic import Field
 
 from edgecompress import patterns, quantization
 from edgecompress.compress.contract import Context
+from edgecompress.compress.quantize.adaround_spec import AdaRound
 from edgecompress.errors import UserError
 from edgecompress.quantization import Calibration, Granularity
 
@@ -41,7 +43,9 @@ class Params:
         images most.
     equalise: cross-layer equalisation before all else: even weight ranges between consecutive layers.
     correct_bias: take the mean error that rounding the weights causes in each output channel out of the biases.
-    weight_bits: bits that the correction and the search reckon with: 8, or 7 for devices of x86 without VNNI.
+    adaround: learn for each weight whether it is rounded up or down, so that its layer's outputs change least: true, or settings
+        (iterations, lr, batch_size, images, regulariser, beta_start, beta_end, warm_up). Not with correct_bias.
+    weight_bits: bits that the correction, AdaRound and the search reckon with: 8, or 7 for devices of x86 without VNNI.
     """
 
     calibration: Calibration = "minmax"
@@ -51,6 +55,7 @@ class Params:
     float_worst: Annotated[int, Field(ge=0)] = 0
     equalise: bool = False
     correct_bias: bool = False
+    adaround: AdaRound = None
     weight_bits: Annotated[int, Field(ge=7, le=8)] = 8
 
 
@@ -58,11 +63,16 @@ def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:
     """The model itself, with settings; its weights changed in place where that was asked for.
 
     UserError: a layer name that matches nothing, nothing to quantise, no data where it is needed, a model that cannot be
-    traced (equalise only).
+    traced (equalise and adaround only), adaround with correct_bias or for weights that share values.
     """
-    from edgecompress.compress.quantize import bias, equalisation, sensitivity
+    from edgecompress.compress.quantize import adaround, bias, equalisation, sensitivity
 
     quantization.refuse_other(model, "quantize")
+    if params.adaround is not None and params.correct_bias:
+        raise UserError(
+            "adaround and correct_bias: both take out what rounding the weights does to a layer's outputs",
+            fix="Keep one of the two; adaround takes out more.",
+        )
     layers = layer_names(model)
     kept = patterns.matching(params.float_layers, layers, "float_layers")
     if params.float_worst and len(kept) + params.float_worst >= len(layers):
@@ -78,9 +88,17 @@ def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:
     if params.correct_bias:
         corrected = bias.correct(model, context, [name for name in layers if name not in kept], params)
         context.note("corrected_layers", corrected)
+    rounded_bits = None
+    if params.adaround is not None:
+        names = [name for name in layers if name not in kept]
+        if adaround.round_weights(model, context, names, params, params.adaround).kept:
+            rounded_bits = params.weight_bits
     chosen = tuple(name for name in layers if name in kept)
     context.note("float_layers", list(chosen))
-    quantization.put(model, quantization.Quantization(params.calibration, params.percentile, params.weights, chosen))
+    settings = quantization.Quantization(
+        params.calibration, params.percentile, params.weights, chosen, rounded_bits=rounded_bits
+    )
+    quantization.put(model, settings)
     return model
 
 

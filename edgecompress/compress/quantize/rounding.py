@@ -13,6 +13,21 @@ def limit(bits: int) -> int:
     return 127 if bits == 8 else 64
 
 
+def output_axis(layer: nn.Module) -> int:
+    """The axis of a layer's weight that counts its output channels."""
+    return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+
+
+def steps(weight: Tensor, axis: int, most: int, granularity: Granularity) -> Tensor:
+    """The distance of two levels, so that the largest |weight| is level `most`: of the weight's rank, 1 where all are zero.
+
+    axis: of the output channels. One step per channel, or one in all.
+    """
+    others = [k for k in range(weight.dim()) if k != axis] if granularity == "channel" else list(range(weight.dim()))
+    found = weight.abs().amax(others, keepdim=True) / most
+    return torch.where(found > 0, found, torch.ones_like(found))
+
+
 def rounded_weight(layer: nn.Module, bits: int, granularity: Granularity) -> Tensor:
     """The layer's weight after symmetric rounding to `bits` bits, in floating point; same shape.
 
@@ -20,12 +35,9 @@ def rounded_weight(layer: nn.Module, bits: int, granularity: Granularity) -> Ten
     moves its scale and leaves the integers.
     """
     weight = layer.weight.detach()
-    axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
-    others = [k for k in range(weight.dim()) if k != axis] if granularity == "channel" else list(range(weight.dim()))
     most = limit(bits)
-    scale = weight.abs().amax(others, keepdim=True) / most
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return torch.round(weight / scale).clamp(-most, most) * scale
+    step = steps(weight, output_axis(layer), most, granularity)
+    return torch.round(weight / step).clamp(-most, most) * step
 
 
 def rounded(values: Tensor, low: Tensor, high: Tensor) -> Tensor:
