@@ -21,8 +21,6 @@ from typing import Any
 import pytest
 from edgecompress_agent import wire
 
-from edgecompress.board import bundle
-
 OLDEST, NEWEST = (3, 8), (3, 13)
 
 
@@ -183,6 +181,8 @@ def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The zipapp, built as the host builds it."""
     file = tmp_path_factory.mktemp("agent") / "agent.pyz"
+    from edgecompress.board import bundle  # not at the top: these tests run under the agent's oldest Python, too
+
     file.write_bytes(bundle.build()[0])
     return file
 
