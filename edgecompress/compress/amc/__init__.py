@@ -54,7 +54,7 @@ class Params:
     patience: end when so many evaluations in a row brought nothing better (after twice the warm-up); None: never.
     baselines: searches that get as many evaluations as the agent had: "uniform" (which has one policy only), "random",
         "greedy" (by sensitivity), "evolutionary".
-    images: of the validation part that a policy is scored on, at most.
+    images: of the validation part that a policy is scored on, at most; and training images that importance taylor looks at.
     fit: training images that the layers behind removed channels are fitted on by least squares; 0: they are not; channels
         only, default 500.
     lower: fraction of every group that is kept at least, in (0, 1].
