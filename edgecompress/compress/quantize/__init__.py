@@ -71,7 +71,7 @@ def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:
     if params.adaround is not None and params.correct_bias:
         raise UserError(
             "adaround and correct_bias: both take out what rounding the weights does to a layer's outputs",
-            fix="Keep one of the two; adaround takes out more.",
+            fix="Keep one of the two.",
         )
     layers = layer_names(model)
     kept = patterns.matching(params.float_layers, layers, "float_layers")
