@@ -88,7 +88,7 @@ def _agreement(digits: Any) -> dict[str, Any]:
 
     import edgecompress as ec
     from edgecompress import data, quantization
-    from edgecompress.compress.qat.network import simulated
+    from edgecompress.compress.quantize.simulation import simulated
     from edgecompress.export.contract import export_artifact
     from edgecompress.study import TrainSpec
     from edgecompress.train import fit

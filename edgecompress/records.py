@@ -112,6 +112,7 @@ class Artifact:
     operators: operator type → count, and `float_layers`: names of convolution or linear layers left in float.
     zeros: weights that are exactly zero in the file's convolution and linear layers, weights: how many there are.
     model_zeros: the zeros of the same weights before the export, never more than `zeros`; None: the file's layers are others.
+    notes: what a reader must know so as not to misread the file's figures.
     """
 
     format: str
@@ -130,6 +131,7 @@ class Artifact:
     toolchain: dict[str, str]
     warnings: tuple[str, ...] = ()
     model_zeros: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ TFLite asks. Names are those of the trace: the same network gives the same names
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -60,6 +61,34 @@ def scales(traced: fx.GraphModule) -> dict[str, str]:
     return _follow(traced)[1]
 
 
+def in_integers(traced: fx.GraphModule, float_layers: Collection[str]) -> tuple[str, ...]:
+    """The sites that an int8 file holds as integers when these layers (by name) stay in float: all but those that nothing but
+    such layers, and what only moves values, writes and reads.
+    """
+    found, _, absorbed = _follow(traced)
+    modules = dict(traced.named_modules())
+    nodes = {node.name: node for node in traced.graph.nodes}
+
+    def writes_integers(node: fx.Node) -> bool:
+        while node.name in absorbed:  # back to the operation that the batch norm and the ReLU are fused into
+            node = node.all_input_nodes[0]
+        return node.op != "placeholder" and not (node.op == "call_module" and node.target in float_layers)
+
+    def reads_integers(node: fx.Node) -> bool:
+        kind = _kind(node, modules)
+        if node.op == "output" or kind is getattr:
+            return False
+        if kind in _MOVES:
+            return any(reads_integers(reader) for reader in node.users)
+        return not (node.op == "call_module" and node.target in float_layers)
+
+    return tuple(
+        site.node
+        for site in found
+        if writes_integers(nodes[site.node]) or any(reads_integers(reader) for reader in nodes[site.node].users)
+    )
+
+
 def batch_norm(traced: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """The batch norm that is folded into a layer's node."""
     after = _after(node, dict(traced.named_modules()), _NORMS, set())
@@ -75,7 +104,8 @@ def activation(traced: fx.GraphModule, node: fx.Node) -> Literal["relu", "relu6"
     return "relu6" if _kind(after, modules) in (nn.ReLU6, functional.relu6) else "relu"
 
 
-def _follow(traced: fx.GraphModule) -> tuple[tuple[Site, ...], dict[str, str]]:
+def _follow(traced: fx.GraphModule) -> tuple[tuple[Site, ...], dict[str, str], set[str]]:
+    """The sites, node → the site whose scale it has, and the nodes that an engine fuses into the one before them."""
     modules = dict(traced.named_modules())
     absorbed: set[str] = set()
     like: dict[str, str] = {}
@@ -103,12 +133,12 @@ def _follow(traced: fx.GraphModule) -> tuple[tuple[Site, ...], dict[str, str]]:
             continue
         else:
             raise UserError(
-                f"{getattr(kind, '__name__', kind)} ({node.name}) is no operation that training for int8 knows",
-                fix="Quantise after training (method quantize), or use ReLU, convolutions, linear layers, poolings, additions.",
+                f"{getattr(kind, '__name__', kind)} ({node.name}) is no operation whose int8 form can be simulated here",
+                fix="Use method quantize without max_drop, or a network of ReLU, convolutions, linear layers, poolings, additions.",
             )
         like[end.name] = end.name
         sites.append(Site(end.name, end.name))
-    return tuple(sites), like
+    return tuple(sites), like, absorbed
 
 
 def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> Any:

@@ -75,7 +75,7 @@ def agreement(place: Place, file: Path, bits: int) -> dict[str, Any] | None:
     import torch
 
     from edgecompress import quantization
-    from edgecompress.compress.qat.network import simulated
+    from edgecompress.compress.quantize.simulation import simulated
     from edgecompress.export.parity import file_logits
     from edgecompress.models.checkpoint import load_model
 

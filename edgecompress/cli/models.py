@@ -187,6 +187,8 @@ def export(arguments: argparse.Namespace) -> int:
             print(f"{out / artifact.file}  {artifact.file_bytes:,} bytes, {difference}")
             for warning in artifact.warnings:
                 print(f"warning: {warning}", file=sys.stderr)
+            for note in artifact.notes:
+                print(f"note: {note}", file=sys.stderr)
     return 0
 
 

@@ -24,7 +24,7 @@ _INTEGER_LAYERS = {"QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "ConvIntege
 _FUSED_LAYERS = ("FusedConv", "FusedGemm", "FusedMatMul")
 """ONNX Runtime's own names for a float layer with its activation."""
 
-_VIEWS = ("DequantizeLinear", "QuantizeLinear", "Transpose", "Identity", "Reshape")
+_VIEWS = ("DequantizeLinear", "QuantizeLinear", "Cast", "Transpose", "Identity", "Reshape")
 """What may stand between a stored weight and its layer."""
 
 
@@ -43,15 +43,18 @@ def count_onnx(path: Path) -> Census:
     nodes = list(graph_nodes(graph))
     constants = Constants(graph, nodes)
     float_layers: list[str] = []
+    float16_layers: list[str] = []
     seen: set[str] = set()
     weights = zeros = denormals = 0
     for node in nodes:
         index = 1 if node.op_type in LAYERS else _INTEGER_LAYERS.get(node.op_type)
         if index is None:
             continue
+        stored = constants.stored(node.input[index])
         if node.op_type in LAYERS and not constants.dequantised(node):
             float_layers.append(layer_name(node))
-        stored = constants.stored(node.input[index])
+            if stored is not None and constants.is_float16(stored):
+                float16_layers.append(layer_name(node))
         if stored is not None and stored not in seen:
             seen.add(stored)
             values, zero_points, axis = constants.weight(node.input[index], node, index)
@@ -69,6 +72,7 @@ def count_onnx(path: Path) -> Census:
         input_dtype=_type_name(source.elem_type),
         output_dtype=_type_name(graph.output[0].type.tensor_type.elem_type),
         denormals=denormals,
+        float16_layers=unique(float16_layers),
     )
 
 
@@ -121,8 +125,11 @@ def _type_name(code: int) -> str:
 
 
 def layer_name(node: onnx.NodeProto) -> str:
-    """`/layer1/layer1.0/conv1/Conv` → `layer1.0.conv1`: the exporter's scopes repeat the prefix inside a Sequential."""
-    scopes = [part for part in node.name.split("/") if part]
+    """`/layer1/layer1.0/conv1/Conv` → `layer1.0.conv1`: the exporter's scopes repeat the prefix inside a Sequential.
+
+    "fused " is ONNX Runtime's: a Gemm with its activation.
+    """
+    scopes = [part for part in node.name.removeprefix("fused ").split("/") if part]
     if len(scopes) < 2:
         return node.name or node.output[0]
     path: list[str] = []
@@ -162,6 +169,12 @@ class Constants:
                 return None
             name = maker.input[0]
         return name
+
+    def is_float16(self, stored: str) -> bool:
+        """Whether the stored tensor of this name is one of float16."""
+        import onnx
+
+        return bool(self._tensors[stored].data_type == onnx.TensorProto.FLOAT16)
 
     def weight(self, name: str, node: onnx.NodeProto, index: int) -> tuple[np.ndarray, np.ndarray | None, int]:
         """(values, zero points or None, their axis) of the stored tensor behind the input `name` of `node`."""

@@ -45,9 +45,11 @@ def count_tflite(path: Path) -> Census:
     types = {code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
     operators: Counter[str] = Counter()
     float_layers: list[str] = []
+    float16_layers: list[str] = []
     seen: set[int] = set()
     weights = zeros = denormals = 0
     for graph in model.subgraphs:
+        made_of = widened(model, graph, builtin)
         for operator in graph.operators:
             code = model.operatorCodes[operator.opcodeIndex]
             name = operator_name(code, builtin)
@@ -55,9 +57,12 @@ def count_tflite(path: Path) -> Census:
             if name not in LAYERS:
                 continue
             data = graph.tensors[operator.inputs[2 if name == "TRANSPOSE_CONV" else 0]]
-            weight = graph.tensors[operator.inputs[1]]
+            index = int(operator.inputs[1])
+            weight = graph.tensors[made_of.get(index, index)]
             if types[data.type].startswith("float"):
                 float_layers.append(layer_name(weight.name, graph.tensors[operator.outputs[0]].name))
+                if types[weight.type] == "float16":
+                    float16_layers.append(float_layers[-1])
             values = _values(raw, model.buffers[weight.buffer], types[weight.type])
             if values is not None and weight.buffer not in seen:
                 seen.add(weight.buffer)
@@ -77,7 +82,19 @@ def count_tflite(path: Path) -> Census:
         input_dtype=types[source.type],
         output_dtype=types[target.type],
         denormals=denormals,
+        float16_layers=unique(float16_layers),
     )
+
+
+def widened(model: Any, graph: Any, builtin: dict[int, str]) -> dict[int, int]:
+    """Tensor → the stored one that a DEQUANTIZE makes it of: weights that are kept as float16. Engines do that once, at loading."""
+    found = {}
+    for operator in graph.operators:
+        if operator_name(model.operatorCodes[operator.opcodeIndex], builtin) == "DEQUANTIZE":
+            buffer = model.buffers[graph.tensors[operator.inputs[0]].buffer]
+            if (buffer.data is not None and len(buffer.data)) or (buffer.offset or 0) > 1:
+                found[int(operator.outputs[0])] = int(operator.inputs[0])
+    return found
 
 
 def _zero_points(points: Any, quantisation: Any) -> tuple[np.ndarray | None, int]:

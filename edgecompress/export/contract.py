@@ -19,7 +19,7 @@ import numpy as np
 from edgecompress import codebooks, masks, plugins, quantization
 from edgecompress.activations import ActivationType
 from edgecompress.errors import StepFailed, UserError, near_misses
-from edgecompress.export import census, parity, zeros
+from edgecompress.export import census, few_bits, parity, zeros
 from edgecompress.progress import SILENT, Progress
 from edgecompress.records import Artifact
 
@@ -162,8 +162,9 @@ def export_artifact(
             task.advance()
             task.describe("counting operators")
             counted = census.count(partial)
+            settings = quantization.get(plain)
             if exporter.INT8:
-                census.refuse_float_layers(counted, format, quantization.get(plain).float_layers)
+                census.refuse_float_layers(counted, format, settings.float_layers, settings.float_precision)
             model_weights, model_zeros = zeros.of_layers(plain)
             warnings = zeros.compare(counted, model_weights, model_zeros, format)
             task.advance()
@@ -174,7 +175,7 @@ def export_artifact(
                 weight_bits = 7 if activations == "uint8-reduced" else 8
                 warnings += quantization.lost_rounding(quantization.get(plain), weight_bits)
             if exporter.FILE_TYPE == "onnx" and exporter.INT8:
-                warnings += _left_in_float(partial, activation_type, quantization.get(plain).float_layers)
+                warnings += _left_in_float(partial, activation_type, settings.float_layers)
             task.advance()
             task.describe("packing")
             packed = packed_bytes(partial)
@@ -201,6 +202,7 @@ def export_artifact(
         activation_type=activations,
         toolchain={package: metadata.version(package) for package in exporter.PACKAGES},
         warnings=warnings,
+        notes=few_bits.notes(plain, settings, "an 8-bit" if exporter.INT8 else "a float32"),
     )
 
 
@@ -217,15 +219,19 @@ def export_file(model: nn.Module, format: str, directory: Path, stem: str, conte
 
 
 def _left_in_float(path: Path, activation_type: ActivationType, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """A warning when the engine itself puts layers of an int8 file back to float, on the kind of device it is made for."""
+    """Warnings when the engine itself puts layers of an int8 file back to float, on the kind of device that it is made for, or
+    layers that are to stay in float into int8."""
     from edgecompress.export.census_onnx import as_run
 
     as_executed = as_run(path, int8_activations=not activation_type.startswith("uint8"))
-    layers = [layer for layer in as_executed.float_layers if layer not in wanted]
-    if not layers:
-        return ()
     device = "x86" if activation_type.startswith("uint8") else "ARM"
-    return (f"ONNX Runtime on {device} computes {len(layers)} layers of this file in float: {', '.join(layers[:8])}",)
+    back = [layer for layer in as_executed.float_layers if layer not in wanted]
+    lost = [layer for layer in wanted if layer not in as_executed.float_layers]
+    return tuple(
+        f"ONNX Runtime on {device} computes {len(layers)} layers of this file in {how}: {', '.join(layers[:8])}"
+        for layers, how in ((back, "float"), (lost, "int8, which are to stay in float"))
+        if layers
+    )
 
 
 def _activations(name: str, asked: ActivationType, *, int8: bool) -> str | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecompress.errors import StepFailed
-from edgecompress.export.census_tflite import LAYERS, builtin_names, layer_name, operator_name, read_model
+from edgecompress.export.census_tflite import LAYERS, builtin_names, layer_name, operator_name, read_model, widened
 
 PLAN = "plan.json"
 _REFERENCES = ("IF", "WHILE", "CALL", "CALL_ONCE", "STABLEHLO_WHILE", "STABLEHLO_CASE", "STABLEHLO_COMPOSITE")
@@ -31,6 +31,7 @@ def cut(path: Path, destination: Path) -> None:
     _bring_in(model, raw)
     graph = model.subgraphs[0]
     builtin = builtin_names(schema)
+    _widen(model, graph, schema, builtin)
     types = [operator_name(model.operatorCodes[o.opcodeIndex], builtin) for o in graph.operators]
     _check(graph, types)
     plan: dict[str, Any] = {
@@ -56,6 +57,23 @@ def _bring_in(model: Any, raw: bytes) -> None:
         if buffer.data is None and (buffer.offset or 0) > 1:
             buffer.data = np.frombuffer(raw, np.uint8, count=buffer.size, offset=buffer.offset)
             buffer.offset = buffer.size = 0
+
+
+def _widen(model: Any, graph: Any, schema: Any, builtin: dict[int, str]) -> None:
+    """Weights that are stored as float16 pass through a DEQUANTIZE, which engines do once, at loading, and a piece of its own
+    would have no input: store them as the float32 that it makes of them, and leave it out."""
+    import numpy as np
+
+    made_of = widened(model, graph, builtin)
+    for index, stored in made_of.items():
+        halves = model.buffers[graph.tensors[stored].buffer].data
+        if graph.tensors[stored].type != schema.TensorType.FLOAT16:
+            raise StepFailed("the graph cannot be cut: a stored tensor other than float16 passes through a DEQUANTIZE")
+        buffer = schema.BufferT()
+        buffer.data = np.asarray(halves, np.uint8).view(np.float16).astype(np.float32).view(np.uint8)
+        model.buffers.append(buffer)
+        graph.tensors[index].buffer = len(model.buffers) - 1
+    graph.operators = [operator for operator in graph.operators if int(operator.outputs[0]) not in made_of]
 
 
 def _check(graph: Any, types: list[str]) -> None:

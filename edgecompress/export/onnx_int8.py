@@ -4,7 +4,8 @@ Weights int8, symmetric, one scale per output channel (or per tensor); activatio
 and maximum over the calibration images unless the step `quantize` chose another rule (histograms.py). The activations' type
 is the device's choice and decides the speed: `uint8` on x86 (with int8 activations ONNX Runtime leaves half of the
 convolutions there in float), `uint8-reduced` (weights of 7 bits) on x86 without VNNI, `int8` on ARM, `symmetric-int8` (zero
-point 0) on GPUs and TensorRT: see `edgecompress/activations.py`. Input and output stay float32, as in `onnx-fp32`.
+point 0) on GPUs and TensorRT: see `edgecompress/activations.py`. Input and output stay float32, as in `onnx-fp32`. What is
+done for layers that stay in float: onnx_float_layers.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 
 from edgecompress import histograms, quantization
 from edgecompress.errors import StepFailed
-from edgecompress.export import census_onnx, onnx_fp32
+from edgecompress.export import census_onnx, onnx_float_layers, onnx_fp32
 from edgecompress.export.contract import ExportContext, check_calibration
 from edgecompress.export.quiet import quiet
 
@@ -71,6 +72,8 @@ def _quantise(source: Path, prepared: Path, destination: Path, context: ExportCo
             "TensorQuantOverrides": _ranges(prepared, context, model),
         },
     )
+    if settings.float_layers:
+        onnx_float_layers.keep(destination, settings.float_layers, settings.float_precision)
 
 
 def _nodes(prepared: Path, layers: tuple[str, ...]) -> list[str]:

@@ -38,19 +38,21 @@ def costs(path: Path, operators: Sequence[OpTime], batch: int) -> list[Cost]:
 
 
 def _tflite(path: Path, operators: Sequence[OpTime], batch: int) -> list[Cost]:
-    from edgecompress.export.census_tflite import LAYERS, builtin_names, operator_name, read_model
+    from edgecompress.export.census_tflite import LAYERS, builtin_names, operator_name, read_model, widened
 
     model, schema, _ = read_model(path)
     graph, builtin = model.subgraphs[0], builtin_names(schema)
-    types = [operator_name(model.operatorCodes[o.opcodeIndex], builtin) for o in graph.operators]
+    made_of = widened(model, graph, builtin)
+    present = [o for o in graph.operators if int(o.outputs[0]) not in made_of]
+    types = [operator_name(model.operatorCodes[o.opcodeIndex], builtin) for o in present]
     if types != [o.type for o in operators]:  # the pieces are this file's operators, in its order
         return [(None, None, None)] * len(operators)
     first = [int(d) for d in graph.tensors[graph.inputs[0]].shape[:1]] if len(graph.inputs) else []
     factor = batch // first[0] if batch > 1 and first and first[0] else 1
     found = []
-    for operator, kind, told in zip(graph.operators, types, operators, strict=True):
+    for operator, kind, told in zip(present, types, operators, strict=True):
         macs = _tflite_macs(graph, operator, kind)
-        stored = sum(_buffer_bytes(model, graph.tensors[i]) for i in operator.inputs if i >= 0)
+        stored = sum(_buffer_bytes(model, graph.tensors[made_of.get(int(i), i)]) for i in operator.inputs if i >= 0)
         found.append((told.name if kind in LAYERS else None, None if macs is None else macs * factor, stored))
     return found
 

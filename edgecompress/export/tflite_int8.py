@@ -2,7 +2,8 @@
 
 Weights int8, symmetric, one scale per output channel (or per tensor); activations int8 from the true minimum and
 maximum over the calibration images, unless the step `quantize` chose another rule (histograms.py); int8 input and output,
-(1, H, W, C) and (1, classes), with their scales in the file. Needs the extra `tflite`.
+(1, H, W, C) and (1, classes), with their scales in the file. Layers that stay in float may have their weights stored as
+float16, with a DEQUANTIZE to float32 before the layer, as TFLite's own float16 quantisation does. Needs the extra `tflite`.
 """
 
 from __future__ import annotations
@@ -71,10 +72,17 @@ def quantise(
         algorithm_key=AlgorithmName.MIN_MAX_UNIFORM_QUANT,
         **tensorwise,
     )
+    if settings.float_precision == "float16":
+        half = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+        left = {"algorithm_key": AlgorithmName.FLOAT_CASTING,
+                "op_config": qtyping.OpQuantizationConfig(weight_tensor_config=half)}  # fmt: skip
+    else:
+        left = {"algorithm_key": AlgorithmName.NO_QUANTIZE}
     for scope in _scopes(source, settings.float_layers):
         for operation in (Operation.CONV_2D, Operation.DEPTHWISE_CONV_2D, Operation.FULLY_CONNECTED,
-                          Operation.CONV_2D_TRANSPOSE, Operation.BATCH_MATMUL):  # fmt: skip
-            recipe.add_quantization_config(scope, operation, algorithm_key=AlgorithmName.NO_QUANTIZE)
+                          Operation.CONV_2D_TRANSPOSE):  # fmt: skip
+            recipe.add_quantization_config(scope, operation, **left)
+        recipe.add_quantization_config(scope, Operation.BATCH_MATMUL, algorithm_key=AlgorithmName.NO_QUANTIZE)
     work = quantizer.Quantizer(str(source), recipe.get_quantization_recipe())
     found = ranges(source, calibration, work)
     if settings.calibration != "minmax":

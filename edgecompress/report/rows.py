@@ -201,6 +201,7 @@ def _artifact_fields(row: Row, artifact: Artifact) -> None:
     row |= {"file_weights": artifact.weights, "file_zeros": artifact.zeros, "model_zeros": artifact.model_zeros}
     row["zero_fraction"] = artifact.zeros / artifact.weights if artifact.weights else None
     row["warnings"] += artifact.warnings
+    row["notes"] += artifact.notes
 
 
 def _measured_fields(row: Row, measured: Measurement, result: wire.Result) -> None:

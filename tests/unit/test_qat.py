@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 
 import edgecompress as ec
-from edgecompress import data, masks, quantization, sites
-from edgecompress.compress.qat.network import Rounding, simulated
+from edgecompress import codebooks, data, masks, quantization, sites
+from edgecompress.compress.qat.network import Rounding
 from edgecompress.compress.quantize.rounding import rounded
+from edgecompress.compress.quantize.simulation import simulated
 from edgecompress.errors import UserError
 from edgecompress.export.contract import export_artifact
 from edgecompress.models import build
 from edgecompress.models.checkpoint import load_model, save_model
 from edgecompress.study import ModelSpec
+from tests.file_weights import channels
 from tests.small_nets import few_digits, small_net
 
 pytestmark = pytest.mark.heavy
@@ -197,6 +199,33 @@ def test_shared_values_and_zeros_hold_and_the_dense_model_can_teach(digits: data
         assert len(values[values != 0]) <= 8
         assert int((weights[name] == 0).sum()) == round(0.5 * weights[name].numel())
         assert not torch.equal(weights[name], dense[name])
+
+
+@pytest.mark.parametrize("form", ["onnx-int8", "tflite-int8"])
+def test_masks_and_shared_values_reach_the_int8_files(digits: data.Dataset, tmp_path: Path, form: str) -> None:
+    """Of equal weights of a channel the file has one integer, and of a zero a zero; its scales are those of channels."""
+    if form.startswith("tflite"):
+        pytest.importorskip("litert_torch")
+    steps = [
+        {"method": "magnitude", "sparsity": 0.5},
+        {"method": "codebook", "values": 6},
+        {"method": "qat", "lr": 0.02},
+    ]
+    model = ec.compress(small_net(), steps, data=digits).model
+    assert (
+        set(masks.get(model)) == set(codebooks.get(model)) == {f"{n}.weight" for n in ("conv1", "conv2", "fc1", "fc2")}
+    )
+    artifact = export_artifact(model, form, tmp_path, dataset=digits, activation_type="int8", cache=tmp_path / "c")
+    stored = channels(tmp_path / artifact.file)
+    assert artifact.model_zeros is not None and artifact.zeros >= artifact.model_zeros >= artifact.weights // 2
+    for name, codes in codebooks.get(model).items():
+        integers, shared = stored[name.removesuffix(".weight")], codes.flatten(1).numpy()
+        if form.startswith("tflite") and codes.dim() == 4:
+            shared = codes.permute(0, 2, 3, 1).flatten(1).numpy()  # channels last, as the file has them
+        for row, codes_of_row in zip(integers, shared, strict=True):
+            assert not row[codes_of_row == 0].any()
+            assert all(len(np.unique(row[codes_of_row == code])) == 1 for code in np.unique(codes_of_row))
+            assert len(np.unique(row[row != 0])) <= 6
 
 
 def test_two_steps_that_say_how_int8_files_are_made_are_refused(digits: data.Dataset) -> None:

@@ -13,7 +13,7 @@ import report_case as case
 from edgecompress_agent import wire
 
 from edgecompress import stats
-from edgecompress.records import Failure, Measurement
+from edgecompress.records import Artifact, Failure, Measurement
 from edgecompress.report import fields, findings, rows
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "results-format.md"
@@ -161,6 +161,18 @@ def test_sparsity_alone_is_no_measurable_speed_and_a_note_says_why(by_name: Rows
     assert row["vs_baseline"]["speed_verdict"] == "no measurable difference"
     assert any("80 % of the weights are exactly zero" in n and "give no speed" in n for n in row["notes"])
     assert not any("exactly zero" in n for n in by_name["baseline", "tflite-fp32"]["notes"])
+
+
+def test_what_an_artifact_says_against_misreading_is_among_the_notes() -> None:
+    report = case.report_input()
+    key = next(k for k in report.artifacts if k[:2] == ("baseline", "tflite-int8"))
+    made = report.artifacts[key]
+    assert isinstance(made, Artifact)
+    said = "simulated: 4-bit values in an 8-bit file"
+    artifacts = {**report.artifacts, key: dataclasses.replace(made, notes=(said,))}
+    document = rows.document(dataclasses.replace(report, artifacts=artifacts))
+    (row,) = [r for r in document["rows"] if (r["recipe"], r["format"]) == key[:2]]
+    assert row["notes"] == [said] and said not in row["warnings"]
 
 
 def test_slow_int8_comes_with_reasons_that_are_facts_of_this_file_and_device(by_name: Rows) -> None:

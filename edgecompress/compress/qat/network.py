@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from edgecompress import histograms, quantization, sites
-from edgecompress.compress.quantize.rounding import limit, rounded, rounded_weight
+from edgecompress import quantization, sites
+from edgecompress.compress.quantize.rounding import rounded, rounded_weight
+from edgecompress.compress.quantize.simulation import calibrated, insert
 
 if TYPE_CHECKING:
     from edgecompress.compress.qat import Params
@@ -92,7 +91,7 @@ class QuantisedTraining:
         self._model, self._bits, self._fixed = model, params.weight_bits, params.batch_norm == "fixed"
         images = torch.from_numpy(calibration_images(data))
         model.eval()
-        starts = _starting_ranges(model, images, quantization.Quantization(params.calibration))
+        starts = calibrated(model, images, quantization.Quantization(params.calibration))
         self.module = sites.trace(model)
         self._sites = sites.find(self.module)
         self._roundings: dict[str, Rounding] = {}
@@ -102,7 +101,7 @@ class QuantisedTraining:
                 name = f"rounding_{site.like}"
                 self._roundings[site.like] = Rounding(*starts[site.like], learned=params.ranges == "learned")
                 self.module.add_submodule(name, self._roundings[site.like])
-            _insert(self.module, nodes[site.node], f"rounding_{site.like}")
+            insert(self.module, nodes[site.node], f"rounding_{site.like}")
         self.module.recompile()
         self.module.train()
 
@@ -130,75 +129,6 @@ class QuantisedTraining:
             low, high = (float(end) for end in self._roundings[site.like].ends.detach())
             found[site.node] = (min(low, 0.0), max(high, 0.0))
         return found
-
-
-def simulated(model: nn.Module, bits: int = 8) -> nn.Module:
-    """What an int8 file of a trained model computes, in floating point: for comparison with the engines, not for training.
-
-    Batch norms are folded, weights and biases rounded to the scales of the file (a bias to input scale times weight scale,
-    in 32 bits), activations at every site. `model` is left as it was. ValueError: it was not trained by method qat.
-    """
-    ranges = quantization.get(model).ranges
-    if not ranges:
-        raise ValueError("the model has no trained ranges: method qat gives them")
-    traced = sites.trace(copy.deepcopy(model).eval())
-    found, likes = sites.find(traced), sites.scales(traced)
-    modules = dict(traced.named_modules())
-    nodes = {node.name: node for node in traced.graph.nodes}
-    with torch.no_grad():
-        for node in nodes.values():
-            layer = modules.get(str(node.target)) if node.op == "call_module" else None
-            if isinstance(layer, sites.LAYERS):
-                norm = sites.batch_norm(traced, node)
-                if norm is not None:
-                    _fold(layer, modules[str(norm.target)])
-                    traced.set_submodule(str(norm.target), nn.Identity())
-                low, high = ranges[likes[node.args[0].name]]
-                _round_layer(layer, (high - low) / 255, bits)
-    for site in found:
-        low, high = ranges[site.node]
-        traced.add_submodule(f"rounding_{site.node}", Rounding(low, high, learned=False))
-        _insert(traced, nodes[site.node], f"rounding_{site.node}")
-    traced.recompile()
-    return traced.eval()
-
-
-def _fold(layer: nn.Module, norm: nn.Module) -> None:
-    fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
-    more = () if isinstance(layer, nn.Linear) else (isinstance(layer, nn.ConvTranspose2d),)
-    layer.weight, layer.bias = fuse(
-        layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias, *more
-    )
-
-
-def _round_layer(layer: nn.Module, input_step: float, bits: int) -> None:
-    axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
-    steps = layer.weight.abs().amax([k for k in range(layer.weight.dim()) if k != axis]) / limit(bits) * input_step
-    layer.weight.copy_(rounded_weight(layer, bits, "channel"))
-    if layer.bias is not None:
-        whole = torch.where(
-            steps > 0, torch.round(layer.bias.double() / steps.double()) * steps.double(), layer.bias.double()
-        )
-        layer.bias.copy_(whole)
-
-
-def _starting_ranges(
-    model: nn.Module, images: Tensor, settings: quantization.Quantization
-) -> dict[str, tuple[float, float]]:
-    def feed() -> Iterator[dict[str, Any]]:
-        for batch in images.split(32):
-            yield {name: value.numpy() for name, value in sites.values(model, batch).items()}
-
-    kept = histograms.collect(feed)
-    return {name: histograms.covered(histogram, settings) for name, histogram in kept.items()}
-
-
-def _insert(module: fx.GraphModule, node: fx.Node, name: str) -> None:
-    readers = list(node.users)
-    with module.graph.inserting_after(node):
-        new = module.graph.call_module(name, (node,))
-    for reader in readers:
-        reader.replace_input_with(node, new)
 
 
 def _rounded_forward(layer: nn.Module, bits: int) -> Callable[[Tensor], Tensor]:

@@ -7,6 +7,7 @@ the layer's bias, or, where the layer has none, into the running mean of the bat
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,8 +23,13 @@ if TYPE_CHECKING:
 _BATCH = 64
 
 
-def correct(model: nn.Module, context: Context, layers: list[str], params: Params) -> list[str]:
-    """Correct the biases in place; the names of the layers that were. The weights themselves stay as they are."""
+def correct(
+    model: nn.Module, context: Context, layers: list[str], params: Params, simulated: Mapping[str, int]
+) -> list[str]:
+    """Correct the biases in place; the names of the layers that were. The weights themselves stay as they are.
+
+    simulated: layer → bits, fewer than the file's, that its weights are rounded to first.
+    """
     from edgecompress.data import calibration_images
 
     images = torch.from_numpy(calibration_images(context.need_data("quantize with correct_bias")))
@@ -37,7 +43,7 @@ def correct(model: nn.Module, context: Context, layers: list[str], params: Param
             layer = model.get_submodule(name)
             originals[name] = layer.weight.detach().clone()
             with torch.no_grad():
-                layer.weight.copy_(rounded_weight(layer, params.weight_bits, params.weights))
+                layer.weight.copy_(rounded_weight(layer, params.weight_bits, params.weights, simulated.get(name)))
             places = _places(layer, norms.get(name))
             if places is not None:
                 target, sign = places

@@ -1,7 +1,8 @@
-"""Which layers suffer most from 8 bits: each is quantised alone, and the change of the network's outputs is measured."""
+"""Which layers suffer most from few bits: each is quantised alone, and the change of the network's outputs is measured."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,10 +18,18 @@ if TYPE_CHECKING:
 _IMAGES = 256
 
 
-def effects(model: nn.Module, context: Context, layers: list[str], params: Params) -> dict[str, float]:
-    """Layer → mean Kullback-Leibler divergence (nats) of the outputs on validation images when this layer alone is 8-bit.
+def effects(
+    model: nn.Module,
+    context: Context,
+    layers: list[str],
+    params: Params,
+    simulated: Mapping[str, int],
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> dict[str, float]:
+    """Layer → mean Kullback-Leibler divergence (nats) of the outputs on validation images when this layer alone is quantised.
 
-    Its weights and its input are rounded, the input by its minimum and maximum on these images. The model is left as it was.
+    Its weights are rounded (to fewer bits where `simulated` has them, then as in the file) and its input, to its range in
+    `ranges`; without them by its minimum and maximum on these images. The model is left as it was.
     """
     import numpy as np
 
@@ -36,22 +45,32 @@ def effects(model: nn.Module, context: Context, layers: list[str], params: Param
             reference = functional.log_softmax(model(images), 1)
             found = {}
             for name in layers:
-                found[name] = _effect(model, model.get_submodule(name), images, reference, params)
+                layer = model.get_submodule(name)
+                weight = rounded_weight(layer, params.weight_bits, params.weights, simulated.get(name))
+                found[name] = _effect(model, layer, weight, None if ranges is None else ranges[name], images, reference)
                 task.advance()
     finally:
         model.train(training)
     return found
 
 
-def _effect(model: nn.Module, layer: nn.Module, images: Tensor, reference: Tensor, params: Params) -> float:
+def _effect(
+    model: nn.Module,
+    layer: nn.Module,
+    weight: Tensor,
+    ends: tuple[float, float] | None,
+    images: Tensor,
+    reference: Tensor,
+) -> float:
     def round_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         first = inputs[0]
-        return (rounded(first, first.min().clamp(max=0), first.max().clamp(min=0)), *inputs[1:])
+        low, high = (first.min(), first.max()) if ends is None else (first.new_tensor(end) for end in ends)
+        return (rounded(first, low.clamp(max=0), high.clamp(min=0)), *inputs[1:])
 
     saved = layer.weight.data
     handle = layer.register_forward_pre_hook(round_input)
     try:
-        layer.weight.data = rounded_weight(layer, params.weight_bits, params.weights)
+        layer.weight.data = weight
         outputs = functional.log_softmax(model(images), 1)
     finally:
         layer.weight.data = saved
