@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgecompress import quantization, sites
+from edgecompress.compress.quantize.folding import compute
 from edgecompress.compress.quantize.rounding import rounded, rounded_weight
 from edgecompress.compress.quantize.simulation import calibrated, insert
 
@@ -134,13 +135,7 @@ class QuantisedTraining:
 def _rounded_forward(layer: nn.Module, bits: int) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         weight = layer.weight + (rounded_weight(layer, bits, "channel") - layer.weight).detach()
-        if isinstance(layer, nn.Linear):
-            return functional.linear(x, weight, layer.bias)
-        if isinstance(layer, nn.ConvTranspose2d):
-            return functional.conv_transpose2d(
-                x, weight, layer.bias, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
-            )
-        return layer._conv_forward(x, weight, layer.bias)
+        return compute(layer, x, weight, layer.bias)
 
     return forward
 
