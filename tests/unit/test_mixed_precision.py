@@ -36,7 +36,7 @@ from tests.small_nets import few_digits, small_net
 
 pytestmark = pytest.mark.heavy
 
-FORMS = ["onnx-int8", "tflite-int8"]
+FORMS = ["onnx-int8", pytest.param("tflite-int8", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module")

@@ -201,7 +201,7 @@ def test_shared_values_and_zeros_hold_and_the_dense_model_can_teach(digits: data
         assert not torch.equal(weights[name], dense[name])
 
 
-@pytest.mark.parametrize("form", ["onnx-int8", "tflite-int8"])
+@pytest.mark.parametrize("form", ["onnx-int8", pytest.param("tflite-int8", marks=pytest.mark.slow)])
 def test_masks_and_shared_values_reach_the_int8_files(digits: data.Dataset, tmp_path: Path, form: str) -> None:
     """Of equal weights of a channel the file has one integer, and of a zero a zero; its scales are those of channels."""
     if form.startswith("tflite"):
