@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgecompress.cli.bars import progress
@@ -22,14 +24,21 @@ def _new_directory(path: Path) -> Path:
     return path
 
 
-def _made(path: Path) -> Path:
-    """The directory, made now: what cannot be written is found out before the work and not after it."""
+@contextmanager
+def _made(path: Path) -> Iterator[None]:
+    """The directory, made now: what cannot be written is found out before the work. Gone again if nothing came into it."""
+    new = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fix = "Choose another directory with --out."
         raise UserError(f"cannot be made: {error.strerror}", where=str(path), fix=fix) from None
-    return path
+    try:
+        yield
+    finally:
+        if new:
+            with suppress(OSError):  # it is not empty
+                path.rmdir()
 
 
 def compress(arguments: argparse.Namespace) -> int:
@@ -58,8 +67,7 @@ def compress(arguments: argparse.Namespace) -> int:
 
     dataset = datasets_load(data, seed=arguments.seed)
     model = build(spec, num_classes=dataset.num_classes, in_shape=dataset.in_shape, seed=arguments.seed)
-    _made(out)
-    with progress() as bars:
+    with _made(out), progress() as bars:
         with open_benches(steps, arguments.device, bars):
             pass  # a device that is away is found out before the training
         if arguments.epochs:
@@ -71,8 +79,8 @@ def compress(arguments: argparse.Namespace) -> int:
         result = api.compress(
             model, list(steps), data=dataset, seed=arguments.seed, device=arguments.device, progress=bars
         )
-    save_model(out, result.model)
-    write_atomically(out / "report.json", json.dumps(to_json(result.report), indent=1) + "\n")
+        save_model(out, result.model)
+        write_atomically(out / "report.json", json.dumps(to_json(result.report), indent=1) + "\n")
     before, after = result.report.cost_before, result.report.cost_after
     rows = [
         ("parameters", f"{before.params:,}", f"{after.params:,}"),
@@ -176,8 +184,7 @@ def export(arguments: argparse.Namespace) -> int:
     dataset = datasets_load(data, seed=arguments.seed)
     sys.path.insert(0, str(Path.cwd()))
     model = api.load(arguments.model_dir)
-    _made(out)
-    with progress() as bars, tempfile.TemporaryDirectory(prefix="edgecompress-") as cache:
+    with _made(out), progress() as bars, tempfile.TemporaryDirectory(prefix="edgecompress-") as cache:
         for form in dict.fromkeys(arguments.formats):
             artifact = export_artifact(
                 model, form, out, dataset=dataset, activation_type=activations, cache=Path(cache), progress=bars

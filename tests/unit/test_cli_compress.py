@@ -1,0 +1,53 @@
+"""`edgecompress compress` with what a step refuses: one message, and nothing written. And what it leaves when it succeeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from edgecompress import api
+from edgecompress.cli import main
+
+pytestmark = pytest.mark.heavy
+COMPRESS = ["compress", "--model", "resnet20", "--width", "0.25", "--data", "digits", "--out", "o"]
+
+
+@pytest.mark.parametrize(
+    ("step", "part"),
+    [
+        ("magnitude:sparsity=1", "sparsity"),
+        ("magnitude:sparsity=-0.1", "sparsity"),
+        ("magnitude:exclude=nothing", "nothing"),
+        ("magnitude:steps=4", "finetune"),
+        ("lookahead:sparsity=1.5", "sparsity"),
+        ("lookahead:ratios={nothing: 0.5}", "nothing"),
+        ("channels:macs=0.001", "macs"),
+        ("channels:exclude=nothing", "nothing"),
+    ],
+)
+def test_a_refused_step_is_one_message_and_leaves_nothing(
+    step: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*COMPRESS, "--step", step]) == 2
+    error = capsys.readouterr().err
+    assert part in error and "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_directory_that_was_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "o").mkdir()
+    assert main([*COMPRESS, "--step", "magnitude:exclude=nothing"]) == 2
+    assert (tmp_path / "o").is_dir()
+
+
+def test_one_step_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*COMPRESS, "--step", "lookahead:sparsity=0.5", "--step", "channels:macs=0.6,multiple=2"]) == 0
+    model = api.load(tmp_path / "o")
+    weight = model.get_parameter("layer1.0.conv1.weight")
+    assert (weight == 0).any() and len(weight) <= 4
