@@ -127,7 +127,7 @@ def _train(name: str, way: Way, seed: int, given: argparse.Namespace) -> Trainin
     began = time.monotonic()
     model, facts = way(model, context)
     seconds = time.monotonic() - began
-    pruned, zeros = accuracy(model, data), _zeros(masks.get(model))
+    pruned, zeros = accuracy(model, data), sum(int((~mask).sum()) for mask in masks.get(model).values())
     spec = TrainSpec(epochs=given.epochs, lr=given.lr, weight_decay=1e-4)
     context.train(model, spec, method=name)
     tuned, left = accuracy(model, data), cost.count(model, IN_SHAPE)
@@ -146,10 +146,6 @@ def _train(name: str, way: Way, seed: int, given: argparse.Namespace) -> Trainin
         "training": [dataclasses.asdict(record) for record in context.trainings],
         "widths": [m.out_channels for m in model.modules() if hasattr(m, "out_channels") and hasattr(m, "kernel_size")],
     }
-
-
-def _zeros(masks: dict[str, Any]) -> int:
-    return sum(int((~mask).sum()) for mask in masks.values())
 
 
 def line(result: Training) -> str:

@@ -1,16 +1,55 @@
-"""What the studies of Deep Compression take out of a run directory, and the packed file of what was made there."""
+"""What the studies of Deep Compression share: a shipped study is run, and what it made is counted, packed and told."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from edgecompress.errors import StepFailed
 from edgecompress.records import ModelRecord
-from edgecompress.rundir import RunDir
+from edgecompress.rundir import RunDir, write_atomically
 from edgecompress.studyfile import read_study
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def parser_of(study: str, description: str | None) -> argparse.ArgumentParser:
+    """The options of these studies."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--state", type=Path, default=ROOT / "runs" / study, help="for the run directory")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "quantisation" / study)
+    parser.add_argument("--report-only", action="store_true", help="take what was run as it is, train nothing")
+    return parser
+
+
+def ran(study: Path, run_dir: Path, *, report_only: bool) -> bool:
+    """Run a study file, or go on with it; whether it ended well."""
+    command = [sys.executable, "-m", "edgecompress", "run", str(study), "--out", str(run_dir)]
+    if report_only or subprocess.run(command, check=False).returncode == 0:
+        return True
+    print(f"{study.stem}: the run did not end well; the same command goes on from there", file=sys.stderr)
+    return False
+
+
+def write(out: Path, results: dict[str, Any], table: str) -> None:
+    write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_atomically(out / "table.md", table)
+    print(table)
+
+
+def sizes(counted: dict[str, Any], ecz: dict[str, Any]) -> tuple[str, str, str]:
+    """Cells of a table: counted as in the paper, with the codes' tables, the real file."""
+    return (
+        f"**{counted['ratio']:.1f}×** ({counted['huffman_bytes'] / 1000:.1f} kB)",
+        f"{counted['ratio_with_tables']:.1f}×",
+        f"{counted['dense_bytes'] / ecz['file_bytes']:.1f}× ({ecz['file_bytes']:,} B)",
+    )
 
 
 def compressed(file: Path, run_dir: RunDir, recipe: str) -> dict[str, Any]:

@@ -7,20 +7,15 @@ Runs the two shipped studies `profiles/studies/deep-compression-lenet-*.yaml` wi
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-from deep_compression_facts import compressed
+from deep_compression_facts import ROOT, compressed, parser_of, ran, sizes, write
 
-from edgecompress.rundir import RunDir, write_atomically
+from edgecompress.rundir import RunDir
 from edgecompress.stats import wilson
 
-ROOT = Path(__file__).resolve().parent.parent
 RECIPE = "deep-compression"
 
 
@@ -43,30 +38,18 @@ PAPER = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--state", type=Path, default=ROOT / "runs" / "deep_compression_mnist", help="run directories")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "docs" / "results" / "quantisation" / "deep_compression_mnist"
-    )
-    parser.add_argument(
-        "--report-only", action="store_true", help="take the run directories as they are, train nothing"
-    )
-    given = parser.parse_args()
+    given = parser_of("deep_compression_mnist", __doc__).parse_args()
     import torch
 
     torch.set_num_threads(1)
     results = []
     for paper in PAPER:
         study, run_dir = ROOT / "profiles" / "studies" / f"{paper.file}.yaml", given.state / paper.file
-        command = [sys.executable, "-m", "edgecompress", "run", str(study), "--out", str(run_dir)]
-        if not given.report_only and subprocess.run(command, check=False).returncode:
-            print(f"{paper.title}: the run did not end well; the same command goes on from there", file=sys.stderr)
+        if not ran(study, run_dir, report_only=given.report_only):
             return 1
         found = compressed(study, RunDir(run_dir), RECIPE)
         results.append({"network": paper.title, "paper": dataclasses.asdict(paper), **found})
-    write_atomically(given.out / "results.json", json.dumps({"networks": results}, indent=1) + "\n")
-    write_atomically(given.out / "table.md", table(results))
-    print(table(results))
+    write(given.out, {"networks": results}, table(results))
     return 0
 
 
@@ -79,14 +62,13 @@ def table(results: list[dict[str, Any]]) -> str:
     for network in results:
         before, after = network["test"]
         low, high = wilson(after["correct"].count("1"), after["images"])
-        paper, counted, ecz = network["paper"], network["paper_size"], network["ecz"]
+        paper, counted = network["paper"], network["paper_size"]
+        as_paper, with_tables, file = sizes(counted, network["ecz"])
         lines.append(
             f"| {network['network']} | {100 * (1 - before['top1']):.2f} → {100 * (1 - after['top1']):.2f} "
             f"[{100 * (1 - high):.2f}, {100 * (1 - low):.2f}] | {paper['error_before']:.2f} → {paper['error_after']:.2f} "
             f"| {counted['ratio_fixed']:.1f}× | {paper['ratio_fixed']:.0f}× "
-            f"| **{counted['ratio']:.1f}×** ({counted['huffman_bytes'] / 1000:.1f} kB) | {paper['ratio']:.0f}× "
-            f"| {counted['ratio_with_tables']:.1f}× "
-            f"| {counted['dense_bytes'] / ecz['file_bytes']:.1f}× ({ecz['file_bytes']:,} B) |"
+            f"| {as_paper} | {paper['ratio']:.0f}× | {with_tables} | {file} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -305,10 +305,11 @@ def test_bad_requests_are_refused_in_one_message(digits: data.Dataset, tmp_path:
             run_steps(given, (step,), data=dataset, seed=0, scratch=tmp_path)
         assert same_state(given, before)
 
-    refused("adaround and correct_bias", correct_bias=True)
     refused("needs data", dataset=None)
     refused("calibration images: shape", dataset=dataclasses.replace(digits, calibration_indices=()))
     refused("32 of 32 images hold NaN", dataset=dataclasses.replace(digits, mean=(float("nan"),)))
+    with pytest.raises(ValueError, match="adaround and correct_bias both"):
+        full_params("quantize", {"adaround": True, "correct_bias": True})
     wrong = {"adaround.iterations: .*greater than or equal to 1": {"iterations": 0}, "adaround.steps": {"steps": 5}}
     for message, settings in wrong.items():
         with pytest.raises(ValueError, match=message):

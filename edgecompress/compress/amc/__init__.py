@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Reward = Literal["error", "accuracy", "error-log-macs", "error-log-params"]
 Baseline = Literal["uniform", "random", "greedy", "evolutionary"]
 
 Milliseconds = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?ms$")]
@@ -75,7 +76,7 @@ class Params:
     bytes: Share | None = None
     latency: Share | Milliseconds | None = None
     energy: Share | Millijoules | None = None
-    reward: Literal["error", "accuracy", "error-log-macs", "error-log-params"] = "error"
+    reward: Reward = "error"
     granularity: Literal["channels", "weights"] = "channels"
     episodes: Annotated[int, Field(ge=1)] = 800
     warmup: Annotated[int, Field(ge=0)] = 100

@@ -5,7 +5,7 @@ without fine-tuning, and the reward that follows from it.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,9 +14,8 @@ from edgecompress.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from edgecompress.compress.amc import Reward
     from edgecompress.data import Dataset, Part
-
-Reward = Literal["error", "accuracy", "error-log-macs", "error-log-params"]
 
 BATCH = 250
 

@@ -81,6 +81,10 @@ class Params:
             raise ValueError(
                 "float_precision is for layers that stay in float: ask for some by float_layers or max_drop"
             )
+        if self.adaround is not None and self.correct_bias:
+            raise ValueError(
+                "adaround and correct_bias both take out what rounding the weights does to a layer's outputs: keep one"
+            )
         if self.simulated_bits == {}:
             raise ValueError("simulated_bits: name at least one layer")
         if self.simulated_bits is not None and self.adaround is not None:
@@ -93,17 +97,12 @@ def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:
     """The model itself, with settings; its weights changed in place where that was asked for.
 
     UserError: a layer name that matches nothing, nothing to quantise, no data where it is needed, a model that cannot be
-    traced (equalise, adaround, max_drop), adaround with correct_bias or for weights that share values, a budget out of reach
-    (with the least loss that is not).
+    traced (equalise, adaround, max_drop), adaround for weights that share values, a budget out of reach (with the
+    least loss that is not).
     """
     from edgecompress.compress.quantize import adaround, bias, budget, equalisation, sensitivity
 
     quantization.refuse_other(model, "quantize")
-    if params.adaround is not None and params.correct_bias:
-        raise UserError(
-            "adaround and correct_bias: both take out what rounding the weights does to a layer's outputs",
-            fix="Keep one of the two.",
-        )
     layers = layer_names(model)
     kept = patterns.matching(params.float_layers, layers, "float_layers")
     bits = _simulated(params, layers)
