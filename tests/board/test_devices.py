@@ -23,7 +23,7 @@ from edgecompress.study import DeviceProfile
 from edgecompress.studyfile import read_device, shipped_profiles
 
 if TYPE_CHECKING:
-    from tests.board.conftest import Sshd
+    from tests.board.loopback import Sshd
 
 MakeProfile = Callable[..., DeviceProfile]
 

@@ -26,7 +26,7 @@ from edgecompress.errors import StepFailed, UserError
 from edgecompress.study import DeviceProfile
 
 if TYPE_CHECKING:
-    from tests.board.conftest import Proxy, Sshd
+    from tests.board.loopback import Proxy, Sshd
 
 pytestmark = pytest.mark.heavy
 

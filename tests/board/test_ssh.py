@@ -18,7 +18,7 @@ from edgecompress.errors import UserError
 from edgecompress.study import DeviceProfile
 
 if TYPE_CHECKING:
-    from tests.board.conftest import Proxy, Sshd
+    from tests.board.loopback import Proxy, Sshd
 
 pytestmark = pytest.mark.sshd
 

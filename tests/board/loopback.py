@@ -1,0 +1,176 @@
+"""A real OpenSSH server on 127.0.0.1 with generated keys, and a TCP proxy in front of it whose link can be cut, stalled, slowed
+and delayed. For tests, benchmarks and studies."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_CONFIG = """
+ListenAddress 127.0.0.1
+Port {port}
+HostKey {folder}/host_key
+PidFile {folder}/sshd.pid
+AuthorizedKeysFile {folder}/authorized_keys
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin yes
+AllowTcpForwarding yes
+MaxStartups 100
+LogLevel VERBOSE
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:
+    command = ["ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", "test", "-f", str(path)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=60)
+    return path
+
+
+@dataclass
+class Sshd:
+    """A running sshd. key: the client's private key that it accepts."""
+
+    folder: Path
+    port: int
+    extra: str = "Subsystem sftp internal-sftp"
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def key(self) -> Path:
+        return self.folder / "client_key"
+
+    @property
+    def host_key(self) -> str:
+        """Type and base64 of its public key."""
+        return " ".join((self.folder / "host_key.pub").read_text().split()[:2])
+
+    def start(self) -> Sshd:
+        config = self.folder / "sshd_config"
+        config.write_text(_CONFIG.format(port=self.port, folder=self.folder) + self.extra + "\n")
+        log = (self.folder / "sshd.log").open("ab")
+        with log:
+            command = [str(shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")), "-D", "-e", "-f", str(config)]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        for _ in range(200):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                return self
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.05)
+        raise RuntimeError((self.folder / "sshd.log").read_text())
+
+    def stop(self) -> None:
+        """End it and every connection it serves, at once, as a board does that loses its power."""
+        if self.process is not None:
+            self.kill_connections()
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def kill_connections(self) -> int:
+        """Kill the processes that serve connections (the descendants that are called sshd); how many there were."""
+        assert self.process is not None
+        parents = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                name, _, rest = stat.read_text().rpartition(")")
+                parents[int(stat.parent.name)] = (int(rest.split()[1]), name.partition("(")[2])
+        ours, found = {self.process.pid}, True
+        while found:
+            found = {p for p, (parent, name) in parents.items() if parent in ours and name.startswith("sshd")} - ours
+            ours |= found
+        for pid in ours - {self.process.pid}:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return len(ours) - 1
+
+
+@dataclass
+class Proxy:
+    """A TCP proxy to one port. `cut` breaks every connection and refuses new ones; `stalled` keeps them and moves nothing;
+    `bytes_per_s` and `delay_s` slow each direction down: every piece of up to 64 KB waits so long. moved: bytes that passed."""
+
+    target: int
+    port: int = field(default_factory=free_port)
+    accepted: int = 0
+    refusing: bool = False
+    bytes_per_s: float | None = None
+    delay_s: float = 0.0
+    moved: int = 0
+    stalled: threading.Event = field(default_factory=threading.Event)
+    _open: list[socket.socket] = field(default_factory=list)
+    _listener: socket.socket | None = None
+
+    def start(self) -> Proxy:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                if self.refusing:
+                    client.close()
+                    continue
+                self.accepted += 1
+                try:
+                    server = socket.create_connection(("127.0.0.1", self.target))
+                except OSError:  # nobody listens there now
+                    client.close()
+                    continue
+                self._open += [client, server]
+                for a, b in ((client, server), (server, client)):
+                    threading.Thread(target=self._pump, args=(a, b), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                wait_s = self.delay_s + (len(data) / self.bytes_per_s if self.bytes_per_s else 0.0)
+                if wait_s:
+                    time.sleep(wait_s)
+                while self.stalled.is_set():
+                    time.sleep(0.02)
+                sink.sendall(data)
+                self.moved += len(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self, *, refuse: bool = True) -> None:
+        self.refusing = refuse
+        for connection in self._open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+        self._open.clear()
+
+    def mend(self) -> None:
+        self.refusing, self.bytes_per_s, self.delay_s = False, None, 0.0
+        self.stalled.clear()
+
+    def stop(self) -> None:
+        if self._listener is not None:
+            with suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # wakes the accept, which would otherwise take one more
+            self._listener.close()
+        self.stalled.clear()
+        self.cut()
