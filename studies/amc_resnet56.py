@@ -10,36 +10,27 @@ images that no training saw. The test images decide.
 
 from __future__ import annotations
 
-import argparse
-import copy
 import json
 import statistics
 import sys
-import time
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
-from cifar_resnet56 import IN_SHAPE, ROOT, dataset, files_are_there, network, parser_of
+from amc_parts import Parts
+from cifar_resnet56 import ROOT, files_are_there, parser_of
 
 from edgecompress import stats
-from edgecompress.progress import SILENT
 from edgecompress.rundir import write_atomically
 
-if TYPE_CHECKING:
-    from torch import nn
+_ASKED = ("macs", "multiple", "episodes", "warmup", "images", "fit", "lower", "which", "unspent")
+"""Of the command line, what the search is told."""
 
-    from edgecompress.data import Dataset
+_SEARCH = ("model", *_ASKED)
+_TRAINING = (*_SEARCH, "epochs", "lr")
+_LONG = (*_SEARCH, "long_epochs", "lr")
+"""What of the command line the parts of the study depend on."""
 
 STRATEGIES = ("amc", "uniform", "random", "greedy", "evolutionary")
-
-
-class Told:
-    """What a search says, on standard output."""
-
-    def __init__(self) -> None:
-        self.task = SILENT.task
-
-    def say(self, text: str) -> None:
-        print(text, flush=True)
 
 
 def main() -> int:
@@ -53,6 +44,12 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=500, help="validation images that a policy is scored on")
     parser.add_argument("--fit", type=int, default=500, help="training images of the least squares")
     parser.add_argument("--lower", type=float, default=0.2)
+    parser.add_argument("--which", default="inner", choices=("inner", "stream", "all"), help="channels that are cut")
+    parser.add_argument(
+        "--unspent", default="left", choices=("left", "spread"), help="what a walk leaves of the budget"
+    )
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--long-epochs", type=int, default=0, help="a training of the agent's first network by so many")
     parser.add_argument("--tune", nargs="*", default=list(STRATEGIES), choices=STRATEGIES, help="fine-tuned")
     given = parser.parse_args()
     if not files_are_there(given):
@@ -60,124 +57,50 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(given.threads)
-    study = _Study(given)
-    began = time.monotonic()
-
-    def late() -> bool:
-        return time.monotonic() - began > 60 * given.minutes
-
+    study = Parts(given)
     found: list[dict[str, Any]] = []
-    dense = study.part("dense", late, study.dense)
-    for seed in range(given.seeds):
-        searched = study.part(f"search-{seed}", late, lambda seed=seed: study.search(seed))  # type: ignore[misc]
+    dense = study.part("dense", study.dense, ("model",))
+    searches: list[dict[str, Any]] = []
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
+        name = f"search-{seed}"
+        searched = study.part(name, partial(study.search, seed, name, study.settings(_ASKED)), _SEARCH)
         if searched is None or dense is None:
             break
+        searches.append(searched)
         for way, tried in searched["strategies"].items():
             if tried["best"] is None:
                 continue
-            policy = tried["best"]["policy"]
-            result = study.part(
-                f"{way}-{seed}", late, lambda way=way, seed=seed, policy=policy: study.tune(way, seed, policy)
-            )  # type: ignore[misc]
-            if result is not None:
-                found.append({"way": way, "seed": seed, "search": tried, "dense": dense["top1"], **result})
-                print(line(found[-1]), flush=True)
-    content = {"settings": study.settings, "searches": study.searches(given.seeds), "results": found}
+            keep, tuned = tried["best"]["policy"], None
+            name = f"{way}-{seed}-pruned"
+            pruned = study.part(name, partial(study.prune, name, seed, keep), _SEARCH)
+            if pruned is None:
+                continue
+            if given.epochs and way in given.tune:
+                name = f"{way}-{seed}-tuned"
+                tuned = study.part(name, partial(study.tune, name, seed, keep, given.epochs), _TRAINING)
+            found.append(
+                {"way": way, "seed": seed, "search": tried, "dense": dense["top1"], "pruned": pruned, "tuned": tuned}
+            )
+            print(line(found[-1]), flush=True)
+    longest = None
+    for one in found if given.long_epochs else ():
+        if (one["way"], one["seed"]) == ("amc", 0):
+            keep = one["search"]["best"]["policy"]
+            longest = study.part("amc-0-long", partial(study.tune, "amc-0-long", 0, keep, given.long_epochs), _LONG)
+    settings = study.settings((*_TRAINING, "long_epochs"))
+    content = {"settings": settings, "dense": dense, "searches": searches, "results": found, "long": longest}
     write_atomically(given.out / "results.json", json.dumps(content, indent=1) + "\n")
     write_atomically(given.out / "table.md", table(found))
     print(table(found))
     return 0
 
 
-class _Study:
-    """The parts of the study, each a file under --state."""
-
-    def __init__(self, given: argparse.Namespace) -> None:
-        self.given = given
-        names = ("model", "macs", "multiple", "episodes", "warmup", "images", "fit", "lower", "epochs", "lr", "tune")
-        self.settings = {k: getattr(given, k) for k in names}
-        self.data: Dataset = dataset(given, 0.1)
-
-    def part(self, name: str, late: Any, make: Any) -> dict[str, Any] | None:
-        """The part's result; None where it is not there and time is up. SystemExit: it is of other settings."""
-        file = self.given.state / f"{name}.json"
-        if not file.exists():
-            if late():
-                return None
-            write_atomically(file, json.dumps({"settings": self.settings, **make()}, indent=1) + "\n")
-        result: dict[str, Any] = json.loads(file.read_text())
-        if result["settings"] != self.settings:
-            print(f"{file} is of other settings: {result['settings']}; give another --state", file=sys.stderr)
-            raise SystemExit(2)
-        return result
-
-    def searches(self, seeds: int) -> list[dict[str, Any]]:
-        files = [self.given.state / f"search-{seed}.json" for seed in range(seeds)]
-        return [json.loads(file.read_text()) for file in files if file.exists()]
-
-    def _model(self) -> nn.Module:
-        return network(self.given, self.given.model)
-
-    def _context(self, model: nn.Module, seed: int, name: str) -> Any:
-        from edgecompress.compress.contract import Context
-
-        scratch = self.given.state / "checkpoints" / name
-        return Context(data=self.data, seed=seed, teacher=copy.deepcopy(model), scratch=scratch, progress=Told())
-
-    def search(self, seed: int) -> dict[str, Any]:
-        """The notes of a search with all its baselines."""
-        from edgecompress.compress import amc
-        from edgecompress.compress.contract import parse_params
-
-        model, given = self._model(), self.given
-        wanted = {k: getattr(given, k) for k in ("macs", "multiple", "episodes", "warmup", "images", "fit", "lower")}
-        context = self._context(model, seed, f"search-{seed}")
-        amc.apply(model, parse_params("amc", wanted), context)
-        return {"seed": seed, **context.notes["search"], "widths": context.notes["widths"]}
-
-    def dense(self) -> dict[str, Any]:
-        """The whole network on the test images."""
-        from edgecompress.evaluate import accuracy
-
-        scored = accuracy(self._model(), self.data)
-        return {"top1": scored.top1, "correct": scored.correct}
-
-    def tune(self, way: str, seed: int, keep: dict[str, float]) -> dict[str, Any]:
-        """A policy's network before and after the fine-tuning, on the test images."""
-        from edgecompress import cost
-        from edgecompress.compress import amc
-        from edgecompress.compress.amc import policy
-        from edgecompress.compress.contract import parse_params
-        from edgecompress.evaluate import accuracy
-        from edgecompress.study import TrainSpec
-
-        model, given = self._model(), self.given
-        whole = cost.count(model, IN_SHAPE)
-        file = given.state / "policies" / f"{way}-{seed}.yaml"
-        policy.write(file, "channels", keep)
-        context = self._context(model, seed, f"{way}-{seed}")
-        amc.apply(model, parse_params("amc", {"policy": str(file), "fit": given.fit}), context)
-        left, pruned = cost.count(model, IN_SHAPE), accuracy(model, self.data)
-        tuned = None
-        if given.epochs and way in given.tune:
-            context.train(model, TrainSpec(epochs=given.epochs, lr=given.lr, weight_decay=1e-4), method="amc")
-            tuned = accuracy(model, self.data)
-        return {
-            "macs_left": left.macs / whole.macs,
-            "params_left": left.params / whole.params,
-            "top1": {"pruned": pruned.top1, "tuned": None if tuned is None else tuned.top1},
-            "correct": {"pruned": pruned.correct, "tuned": None if tuned is None else tuned.correct},
-            "widths": context.notes["widths"],
-            "training_seconds": sum(t.seconds for t in context.trainings),
-        }  # fmt: skip
-
-
 def line(result: dict[str, Any]) -> str:
-    top1 = result["top1"]
-    tuned = "not fine-tuned" if top1["tuned"] is None else f"{100 * top1['tuned']:.2f} %"
+    tuned = "not fine-tuned" if result["tuned"] is None else f"{100 * result['tuned']['top1']:.2f} %"
     return (
-        f"{result['way']} seed {result['seed']}: MACs {result['macs_left']:.3f}, validation "
-        f"{100 * result['search']['best']['top1']:.2f} %, test {100 * result['dense']:.2f} → {100 * top1['pruned']:.2f} → {tuned}"
+        f"{result['way']} seed {result['seed']}: MACs {result['pruned']['macs_left']:.3f}, validation "
+        f"{100 * result['search']['best']['top1']:.2f} %, test {100 * result['dense']:.2f} → {100 * result['pruned']['top1']:.2f} "
+        f"→ {tuned}"
     )
 
 
@@ -190,19 +113,19 @@ def table(found: list[dict[str, Any]]) -> str:
     ]
     agents = {r["seed"]: r for r in found if r["way"] == "amc"}
     others = [r for r in found if r["way"] != "amc" and r["seed"] in agents]
-    tests = [stats.mcnemar(r["correct"]["pruned"], agents[r["seed"]]["correct"]["pruned"]) for r in others]
+    tests = [stats.mcnemar(r["pruned"]["correct"], agents[r["seed"]]["pruned"]["correct"]) for r in others]
     adjusted = stats.holm([t.p for t in tests]) if tests else []
     compared = {id(r): (t, p) for r, t, p in zip(others, tests, adjusted, strict=True)}
     for way in STRATEGIES:
         mine = [r for r in found if r["way"] == way]
         if not mine:
             continue
-        tuned = [r["top1"]["tuned"] for r in mine if r["top1"]["tuned"] is not None]
+        tuned = [r["tuned"]["top1"] for r in mine if r["tuned"] is not None]
         against = [compared[id(r)] for r in mine if id(r) in compared]
         cells = [
-            way, str(len(mine)), _values([r["macs_left"] for r in mine], 3),
+            way, str(len(mine)), _values([r["pruned"]["macs_left"] for r in mine], 3),
             _values([100 * r["search"]["best"]["top1"] for r in mine]),
-            _values([100 * r["top1"]["pruned"] for r in mine]), _values([100 * t for t in tuned]),
+            _values([100 * r["pruned"]["top1"] for r in mine]), _values([100 * t for t in tuned]),
             "; ".join(f"{100 * t.difference:+.2f} [{100 * t.low:+.2f}, {100 * t.high:+.2f}]" for t, _ in against),
             "; ".join(f"{p:.2g}" for _, p in against),
         ]  # fmt: skip

@@ -70,14 +70,14 @@ def test_levels_go_down_and_up_one_by_one():
     assert [choice.above(8), choice.above(16), choice.above(20)] == [16, 20, None]
 
 
-def chain_env(sizes, share, step=1):
+def chain_env(sizes, share, step=1, spread=False):
     made = choices(sizes, step)
     work = [72.0 * c.size * n for c, n in zip(made, [*sizes[1:], 10], strict=True)]
 
     def used(keep):
         return chain(work)([*keep])
 
-    return Environment(made, macs=used, used=used, budget=share * used([1.0] * len(sizes)))
+    return Environment(made, macs=used, used=used, budget=share * used([1.0] * len(sizes)), spread=spread)
 
 
 def test_the_state_is_the_ten_numbers_of_the_authors_code():
@@ -104,6 +104,22 @@ def test_no_walk_exceeds_a_budget_that_the_lowest_keeps(sizes, share, step, seed
         assert all(c.lowest <= n <= c.size for c, n in zip(env.choices, units, strict=True))
         assert all(n % c.step == 0 or n == c.size for c, n in zip(env.choices, units, strict=True))
         assert env.fits(units) or not env.fits(env.lowest())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    sizes=st.lists(st.integers(2, 70), min_size=1, max_size=8), share=st.floats(0.05, 1.0), step=st.sampled_from([1, 4, 8]),
+    seed=st.integers(0, 1000),
+)  # fmt: skip
+def test_what_a_walk_leaves_is_spread_over_all_choices(sizes, share, step, seed):
+    actions = np.random.default_rng(seed).random(len(sizes)).tolist()
+    left = chain_env(sizes, share, step).walk(actions)
+    env = chain_env(sizes, share, step, spread=True)
+    spread = env.walk(actions)
+    assert all(a <= b for a, b in zip(left, spread, strict=True))
+    assert env.fits(spread) or not env.fits(env.lowest())
+    more = tuple(c.above(n) or n for c, n in zip(env.choices, spread, strict=True))
+    assert spread == env.whole() or not env.fits(more)
 
 
 def test_all_is_kept_where_the_budget_allows_it():

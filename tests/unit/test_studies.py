@@ -203,13 +203,12 @@ def test_the_amc_table_sets_every_search_beside_the_agents_of_the_same_seed():
     import amc_resnet56
 
     def result(way: str, seed: int, correct: str, tuned: str | None) -> dict:
-        top1 = {
-            "pruned": correct.count("1") / len(correct),
-            "tuned": None if tuned is None else tuned.count("1") / 20,
-        }
+        def scored(hits: str) -> dict:
+            return {"top1": hits.count("1") / len(hits), "correct": hits, "macs_left": 0.49}
+
         return {
-            "way": way, "seed": seed, "macs_left": 0.49, "search": {"best": {"top1": 0.8}}, "top1": top1,
-            "correct": {"pruned": correct, "tuned": tuned},
+            "way": way, "seed": seed, "search": {"best": {"top1": 0.8}}, "pruned": scored(correct),
+            "tuned": None if tuned is None else scored(tuned),
         }  # fmt: skip
 
     found = [result("amc", s, "1" * 16 + "0" * 4, "1" * 18 + "0" * 2) for s in (0, 1)]

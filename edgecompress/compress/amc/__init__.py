@@ -50,6 +50,8 @@ class Params:
         granularity weights, of its layers as sparse values and gaps. Default: macs 0.5; with a reward that has a logarithm, none.
     reward: "error": −error; "accuracy"; "error-log-macs", "error-log-params": −error · ln of the MACs or parameters, which
         trade by themselves and need no budget. Of the validation images.
+    unspent: what a walk leaves of the budget: "left" as the agent chose (the paper); "spread": given to all groups in
+        proportion, for the agent and all baselines that walk.
     granularity: "channels": a group of channels that hang together is one action; "weights": one layer's single weights.
     episodes: policies that the agent evaluates. warmup: of them, those with even random actions before it learns.
     patience: end when so many evaluations in a row brought nothing better (after twice the warm-up); None: never.
@@ -77,6 +79,7 @@ class Params:
     latency: Share | Milliseconds | None = None
     energy: Share | Millijoules | None = None
     reward: Reward = "error"
+    unspent: Literal["left", "spread"] = "left"
     granularity: Literal["channels", "weights"] = "channels"
     episodes: Annotated[int, Field(ge=1)] = 800
     warmup: Annotated[int, Field(ge=0)] = 100

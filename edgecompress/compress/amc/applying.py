@@ -124,16 +124,18 @@ def _check_choices(space: Space, params: Params) -> None:
 
 def _environment(space: Space, params: Params, device: DeviceBudget | None = None) -> Environment:
     """UserError: a budget out of reach."""
-    key, macs = params.budget, space.costs["macs"]
+    key, macs, spread = params.budget, space.costs["macs"], params.unspent == "spread"
     if device is not None:
-        return Environment(space.choices, macs=macs, used=device.cost, budget=device.share, linear=False)
+        return Environment(space.choices, macs=macs, used=device.cost, budget=device.share, linear=False, spread=spread)
     if key is None:
         return Environment(space.choices, macs=macs, used=macs, budget=float("inf"))
     share: float = getattr(params, key)
     spaces.out_of_reach(space, key, share, params)
     used = space.costs[key]
     whole = used([1.0] * len(space.choices))
-    return Environment(space.choices, macs=macs, used=used, budget=share * whole, linear=space.linear[key])
+    return Environment(
+        space.choices, macs=macs, used=used, budget=share * whole, linear=space.linear[key], spread=spread
+    )
 
 
 def _learn(space: Any, params: Params, context: Context) -> None:

@@ -22,6 +22,8 @@ STATE = 10
 SLACK = 1e-9
 """A cost that is above the budget by this fraction is rounding of floats."""
 
+_HALVINGS = 30
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -88,12 +90,19 @@ class Environment:
     """The choices under one budget."""
 
     def __init__(
-        self, choices: Sequence[Choice], *, macs: Used, used: Used, budget: float, linear: bool = True
+        self,
+        choices: Sequence[Choice],
+        *,
+        macs: Used,
+        used: Used,
+        budget: float,
+        linear: bool = True,
+        spread: bool = False,
     ) -> None:
         """macs, used: what a network with these keep ratios costs, in MACs and in what the budget is of; linear: as in
-        `walk.constrained`. budget: inf: none."""
+        `walk.constrained`. budget: inf: none. spread: what a walk leaves of it is given to all choices in proportion."""
         self.choices = tuple(choices)
-        self.used, self.budget, self.linear = used, budget, linear
+        self.used, self.budget, self.linear, self.spread = used, budget, linear, spread
         self._macs = macs
         whole = [1.0] * len(choices)
         self._whole_macs = max(macs(whole), 1e-12)
@@ -145,7 +154,13 @@ class Environment:
                 keep[t] = kept / choice.size
             units.append(kept)
             last = keep[t]
-        return Episode(np.stack(states), tuple(actions), tuple(units))
+        policy = self._spread(tuple(units)) if self.spread and self.budget != float("inf") else tuple(units)
+        return Episode(np.stack(states), tuple(actions), policy)
+
+    def _spread(self, units: Units) -> Units:
+        """The policy with all its ratios multiplied by the one factor that spends the budget, as far as whole units can."""
+        keep = self.ratios(units)
+        return self._largest(units, 1.0, 1.0 / min(keep), lambda f: [f * k for k in keep])
 
     def walk(self, actions: Sequence[float]) -> Units:
         """The policy that these actions, one for each choice, come to."""
@@ -155,13 +170,16 @@ class Environment:
     def uniform(self) -> Units:
         """The policy that keeps the same fraction everywhere, as large as the budget allows (the least of a choice where that
         is more, and rounded as actions are)."""
-        low, high = 0.0, 1.0
-        best = self.lowest()
-        for _ in range(30):
-            ratio = (low + high) / 2
-            units = tuple(max(c.units(ratio), c.lowest) for c in self.choices)
+        return self._largest(self.lowest(), 0.0, 1.0, lambda ratio: [ratio] * len(self.choices))
+
+    def _largest(self, best: Units, low: float, high: float, ratios: Callable[[float], list[float]]) -> Units:
+        """The policy of the largest factor between low and high whose network keeps to the budget; `best` where none does."""
+        for _ in range(_HALVINGS):
+            factor = (low + high) / 2
+            wanted = zip(self.choices, ratios(factor), strict=True)
+            units = tuple(max(c.units(min(ratio, 1.0)), c.lowest) for c, ratio in wanted)
             if self.fits(units):
-                low, best = ratio, units
+                low, best = factor, units
             else:
-                high = ratio
+                high = factor
         return best
