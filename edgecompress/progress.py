@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -39,3 +39,16 @@ class Silent:
 
 
 SILENT: Progress = Silent()
+
+
+def furthest(task: Task) -> Callable[[float], None]:
+    """For what tells how far it is in all, and may fall back: the task is advanced to the furthest point so far."""
+    shown = 0.0
+
+    def at(there: float) -> None:
+        nonlocal shown
+        if there > shown:
+            task.advance(there - shown)
+            shown = there
+
+    return at

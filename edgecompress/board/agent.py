@@ -10,12 +10,22 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from edgecompress_agent import wire
 
 from edgecompress.board import bundle
-from edgecompress.board.transport import DeviceError, LinkLost, Transport, command, on_device, open_transport, readable
+from edgecompress.board.transport import (
+    DeviceError,
+    LinkLost,
+    Transport,
+    command,
+    ignored,
+    on_device,
+    open_transport,
+    readable,
+)
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.study import DeviceProfile
 
@@ -37,6 +47,7 @@ class Agent:
     def __init__(self, profile: DeviceProfile, transport: Transport) -> None:
         self.profile = profile
         self.notice: Callable[[str], None] = lambda text: None
+        self._moved_at = 0.0
         self._transport: Transport | None = transport
         self._hello: wire.Hello | None = None
         home = self.again(lambda t: t.home())
@@ -89,6 +100,18 @@ class Agent:
         if force or not transport.exists(self._path):
             transport.mkdirs(f"{self.root}/agent")
             transport.put(self._data, self._path)
+
+    def send(self, local: Path, remote: str, at: Callable[[int], None] = ignored) -> None:
+        """Upload a file, going on where a cut left it. While it moves on between the cuts, it is not given up."""
+        furthest = -1
+
+        def moved(there: int) -> None:
+            nonlocal furthest
+            if there > furthest:
+                furthest, self._moved_at = there, time.monotonic()
+            at(furthest)
+
+        self.again(lambda t: t.put(local, remote, moved))
 
     def ask(self, kind: type[Record], verb: str, *arguments: str, timeout_s: float = VERB_S) -> Record:
         """The agent's answer to a verb as a record. DeviceError when it is not one; the rest as in `verb`."""
@@ -178,7 +201,8 @@ class Agent:
             except LinkLost as error:
                 self.close()
                 now = time.monotonic()
-                lost_at = now if lost_at is None else lost_at
+                if lost_at is None or self._moved_at > lost_at:
+                    lost_at, pause_s = now, 0.2
                 left_s = lost_at + self.profile.reconnect_s - now
                 if left_s <= 0:
                     tried = f"; tried again for {self.profile.reconnect_s:g} s" if self.profile.reconnect_s else ""

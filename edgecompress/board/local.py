@@ -10,11 +10,12 @@ import signal
 import subprocess
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from edgecompress.board.transport import FILE_LIMIT_BYTES, OUTPUT_LIMIT_BYTES, Completed, DeviceError, LinkLost
+from edgecompress.board.transport import FILE_LIMIT_BYTES, OUTPUT_LIMIT_BYTES, Completed, DeviceError, LinkLost, ignored
 
 if TYPE_CHECKING:
     from edgecompress.study import DeviceProfile
@@ -99,11 +100,13 @@ class LocalTransport:
         stdout, stderr = outputs.values()
         return bytes(stdout), bytes(stderr)
 
-    def put(self, local: Path | bytes, remote: str) -> None:
+    def put(self, local: Path | bytes, remote: str, at: Callable[[int], None] = ignored) -> None:
         if isinstance(local, bytes):
-            return self._put(io.BytesIO(local), remote)
+            self._put(io.BytesIO(local), remote)
+            return at(len(local))
         with local.open("rb") as source:
-            return self._put(source, remote)
+            self._put(source, remote)
+            return at(source.tell())
 
     def _put(self, source: BinaryIO, remote: str) -> None:
         target = Path(remote)

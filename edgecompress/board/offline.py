@@ -17,7 +17,7 @@ from pathlib import Path
 from edgecompress.board.agent import Agent
 from edgecompress.board.transport import DeviceError, readable
 from edgecompress.errors import StepFailed, UserError
-from edgecompress.progress import Task
+from edgecompress.progress import Progress, furthest
 
 _OLDEST_GLIBC = 5
 """manylinux_2_5: the first there was."""
@@ -105,7 +105,7 @@ def requirements(wheels: Sequence[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def install(agent: Agent, python: str, packages: Sequence[str], wheels: Sequence[Path], task: Task) -> None:
+def install(agent: Agent, python: str, packages: Sequence[str], wheels: Sequence[Path], progress: Progress) -> None:
     """Bring the wheels to the board and install them into the environment of `python`. Nothing is sent when it has them.
 
     DeviceError: pip there refused; the wheels are then removed, so that the next try sends them anew.
@@ -118,11 +118,11 @@ def install(agent: Agent, python: str, packages: Sequence[str], wheels: Sequence
     for wheel in wheels:
         remote = f"{folder}/{wheel.name}"
         if not agent.again(lambda t, remote=remote: t.exists(remote)):  # type: ignore[misc]
-            task.describe(f"sending {wheel.name} ({wheel.stat().st_size / 1e6:.1f} MB)")
-            agent.again(lambda t, wheel=wheel, remote=remote: t.put(wheel, remote))  # type: ignore[misc]
+            what = f"sending {wheel.name} ({wheel.stat().st_size / 1e6:.1f} MB)"
+            with progress.task(f"{agent.profile.name}: {what}", total=wheel.stat().st_size) as bar:
+                agent.send(wheel, remote, furthest(bar))
     listed = f"{folder}/requirements.txt"
     agent.again(lambda t: t.put(requirements(wheels).encode(), listed))
-    task.describe("installing " + ", ".join(packages))
     pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet", "--no-index"]
     pip += ["--find-links", folder]
     try:

@@ -99,7 +99,8 @@ def setup(profile: DeviceProfile, progress: Progress = SILENT, *, offline: bool 
                 collected = collect(
                     packages, machine=base.machine, python=base.version, glibc=base.glibc, where=where
                 )  # fmt: skip
-                install(agent, python, packages, collected, task)
+                task.describe("installing " + ", ".join(packages))
+                install(agent, python, packages, collected, progress)
             else:
                 task.describe("installing " + ", ".join(packages))
                 _install(agent, python, packages)

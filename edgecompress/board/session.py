@@ -21,7 +21,7 @@ from edgecompress.board.hostmeter import HostMeter
 from edgecompress.board.reading import read_once
 from edgecompress.board.transport import DeviceError, readable
 from edgecompress.errors import StepFailed, UserError
-from edgecompress.progress import SILENT, Progress, Task
+from edgecompress.progress import SILENT, Progress, Task, furthest
 from edgecompress.study import DeviceProfile
 
 _HASH_BYTES_PER_S = 5e6
@@ -79,23 +79,31 @@ class Session:
             self._agent.notice = task.describe
             try:
                 if self.profile.meter_at == "host" and job.power is not None:
-                    return scoped(self._measure_with_meter(job, blobs, task), self.profile.scope)
-                return scoped(self._measure(job, blobs, task), self.profile.scope)
+                    return scoped(self._measure_with_meter(job, blobs, progress, task), self.profile.scope)
+                return scoped(self._measure(job, blobs, progress, task), self.profile.scope)
             finally:
                 self._agent.notice = lambda text: None
 
-    def _measure_with_meter(self, job: wire.Job, blobs: Mapping[str, Path], task: Task) -> wire.Result:
+    def _measure_with_meter(
+        self, job: wire.Job, blobs: Mapping[str, Path], progress: Progress, task: Task
+    ) -> wire.Result:
         """With the meter at this machine. One that cannot be opened is a reason, and the rest is measured."""
         try:
             meter = HostMeter(self.profile, self._agent)
         except (AgentError, OSError) as error:
-            result = self._measure(dataclasses.replace(job, sensor="none", sensor_options={}, power=None), blobs, task)
+            bare = dataclasses.replace(job, sensor="none", sensor_options={}, power=None)
+            result = self._measure(bare, blobs, progress, task)
             return dataclasses.replace(result, sensor=self.profile.sensor, power_reason=str(error))
         with meter:
-            return meter.join(self._measure(meter.job(job), blobs, task, meter))
+            return meter.join(self._measure(meter.job(job), blobs, progress, task, meter))
 
     def _measure(
-        self, job: wire.Job, blobs: Mapping[str, Path], task: Task, meter: HostMeter | None = None
+        self,
+        job: wire.Job,
+        blobs: Mapping[str, Path],
+        progress: Progress,
+        task: Task,
+        meter: HostMeter | None = None,
     ) -> wire.Result:
         agent, encoded = self._agent, wire.encode(job)
         directory = f"{agent.root}/jobs/{job.job_id}"
@@ -113,7 +121,7 @@ class Session:
                         f"{self.profile.name}: the agent was lost twice in this job; the end of its log: {log}"
                     )
                 starts += 1
-                self._send_blobs(job, blobs, task)
+                self._send_blobs(job, blobs, progress, task)
                 agent.again(lambda t: t.mkdirs(directory))
                 agent.again(lambda t: t.put(encoded, f"{directory}/job.json"))
                 status = agent.ask(wire.Status, "start", job.job_id)
@@ -148,7 +156,7 @@ class Session:
         except (FileNotFoundError, wire.WireError):
             return False
 
-    def _send_blobs(self, job: wire.Job, blobs: Mapping[str, Path], task: Task) -> None:
+    def _send_blobs(self, job: wire.Job, blobs: Mapping[str, Path], progress: Progress, task: Task) -> None:
         agent, wanted = self._agent, {b.sha256: b for b in (job.artifact, job.images, job.pieces) if b is not None}
         timeout_s = VERB_S + sum(b.bytes for b in wanted.values()) / _HASH_BYTES_PER_S
         for attempt in range(3):
@@ -165,8 +173,10 @@ class Session:
                 )
             agent.again(lambda t: t.mkdirs(f"{agent.root}/blobs"))
             for blob in missing:
-                task.describe(f"sending {blob.name} ({blob.bytes / 1e6:.1f} MB)")
-                agent.again(lambda t, blob=blob: t.put(blobs[blob.sha256], f"{agent.root}/blobs/{blob.sha256}"))  # type: ignore[misc]
+                what = f"sending {blob.name} ({blob.bytes / 1e6:.1f} MB)"
+                task.describe(what)
+                with progress.task(f"{self.profile.name}: {what}", total=blob.bytes) as bar:
+                    agent.send(blobs[blob.sha256], f"{agent.root}/blobs/{blob.sha256}", furthest(bar))
 
     def _wait(self, job: wire.Job, result: str, task: Task, meter: HostMeter | None) -> wire.Status:
         """Until there is a result, or the agent says that there will be none. The task follows the agent's estimate."""

@@ -1,23 +1,24 @@
 """The transport over SSH: commands in a channel of their own, files by SFTP, on one connection.
 
 paramiko waits without a limit in many places (opening a channel's command, an SFTP answer). So every operation here runs
-under a timer that closes the connection; whatever waits then wakes up with an error, and the caller sees `LinkLost`.
+under a watch that closes the connection; whatever waits then wakes up with an error, and the caller sees `LinkLost`.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import shlex
 import stat
 import struct
 import threading
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
+from edgecompress.board import upload
 from edgecompress.board.link import Link, open_link
 from edgecompress.board.route import resolve
 from edgecompress.board.transport import (
@@ -26,6 +27,7 @@ from edgecompress.board.transport import (
     Completed,
     DeviceError,
     LinkLost,
+    ignored,
     readable,
 )
 
@@ -47,14 +49,40 @@ _AFTER_EXIT_S = 1.0
 _CHUNK = 32768
 
 
+class _Watch:
+    """Closes a link when an operation has taken `limit_s`, or has not moved for `stall_s`."""
+
+    def __init__(self, link: Link, limit_s: float, stall_s: float) -> None:
+        self._link, self._stall_s = link, stall_s
+        self._moved_at = time.monotonic()
+        self._until = self._moved_at + limit_s
+        self._over = threading.Event()
+        self.expired = False
+        threading.Thread(target=self._run, daemon=True, name="ssh-watch").start()
+
+    def moved(self) -> None:
+        self._moved_at = time.monotonic()
+
+    def end(self) -> None:
+        self._over.set()
+
+    def _run(self) -> None:
+        while (left_s := min(self._until, self._moved_at + self._stall_s) - time.monotonic()) > 0:
+            if self._over.wait(left_s):
+                return
+        self.expired = True
+        self._link.close()
+
+
 class SshTransport:
     def __init__(self, profile: DeviceProfile) -> None:
         self._name = profile.name
         self._link: Link = open_link(resolve(profile), profile.name, profile.connect_timeout_s)
         self._sftp: SFTPClient | None = None
+        self._request_bytes: int | None = None
 
     def home(self) -> str:
-        with self._files("find the home directory") as sftp:
+        with self._files("find the home directory") as (sftp, _):
             return str(sftp.normalize("."))
 
     def run(self, argv: list[str], stdin: bytes | None = None, timeout_s: float = _OPERATION_S) -> Completed:
@@ -111,26 +139,24 @@ class SshTransport:
             raise LinkLost(f"{self._name}: the connection was lost")
         return Completed(status, bytes(stdout), bytes(stderr))
 
-    def put(self, local: Path | bytes, remote: str) -> None:
+    def put(self, local: Path | bytes, remote: str, at: Callable[[int], None] = ignored) -> None:
         if isinstance(local, bytes):
-            return self._put(io.BytesIO(local), len(local), remote)
+            return self._put(io.BytesIO(local), len(local), remote, at)
         with local.open("rb") as source:
-            return self._put(source, local.stat().st_size, remote)
+            return self._put(source, local.stat().st_size, remote, at)
 
-    def _put(self, source: BinaryIO, size: int, remote: str) -> None:
-        directory, _, name = remote.rpartition("/")
-        part = f"{directory}/.{name}.{uuid.uuid4().hex[:8]}.part"
-        with self._files(f"write {remote}", size) as sftp:
+    def _put(self, source: io.BytesIO | io.BufferedReader, size: int, remote: str, at: Callable[[int], None]) -> None:
+        part = upload.part_of(source, size, remote)
+        with self._files(f"write {remote}", size) as (sftp, watch):
+            if self._request_bytes is None:
+                self._request_bytes = upload.request_bytes(sftp)
+
+            def moved(there: int) -> None:
+                watch.moved()
+                at(there)
+
             try:
-                with sftp.open(part, "wx") as out:
-                    out.chmod(0o600)
-                    out.set_pipelined(True)
-                    while chunk := source.read(_CHUNK):
-                        out.write(chunk)
-                written = sftp.stat(part).st_size
-                if written != size:
-                    raise OSError(None, f"{written} of {size} bytes arrived (is the disk full?)")
-                sftp.posix_rename(part, remote)
+                upload.send(sftp, source, size, part, remote, request=self._request_bytes, at=moved)
             except OSError:
                 if self._link.transport.is_active():
                     with suppress(OSError):
@@ -139,28 +165,32 @@ class SshTransport:
 
     def get(self, remote: str, limit_bytes: int = FILE_LIMIT_BYTES) -> bytes:
         # The size is the device's word: it decides how long to wait and what is asked for at once; bytes are counted.
-        with self._files(f"read {remote}", may_be_absent=True) as sftp:
+        with self._files(f"read {remote}", may_be_absent=True) as (sftp, _):
             size = sftp.stat(remote).st_size or 0
         data = bytearray()
         if size <= limit_bytes:
-            with self._files(f"read {remote}", size, may_be_absent=True) as sftp, sftp.open(remote, "rb") as source:
+            with (
+                self._files(f"read {remote}", size, may_be_absent=True) as (sftp, watch),
+                sftp.open(remote, "rb") as source,
+            ):
                 source.prefetch(size, max_concurrent_requests=64)
                 while (chunk := source.read(_CHUNK)) and len(data) <= limit_bytes:
                     data += chunk
+                    watch.moved()
         if max(size, len(data)) > limit_bytes:
             raise DeviceError(f"{self._name}: {remote} is larger than {limit_bytes} bytes")
         return bytes(data)
 
     def exists(self, remote: str) -> bool:
         try:
-            with self._files(f"look for {remote}", may_be_absent=True) as sftp:
+            with self._files(f"look for {remote}", may_be_absent=True) as (sftp, _):
                 sftp.stat(remote)
         except FileNotFoundError:
             return False
         return True
 
     def mkdirs(self, remote: str) -> None:
-        with self._files(f"make {remote}") as sftp:
+        with self._files(f"make {remote}") as (sftp, _):
             missing, path = [], remote.rstrip("/")
             while path:
                 try:
@@ -182,23 +212,15 @@ class SshTransport:
         self._link.close()
 
     @contextmanager
-    def _within(self, seconds: float, silence: str) -> Iterator[None]:
+    def _within(self, limit_s: float, silence: str, stall_s: float = math.inf) -> Iterator[_Watch]:
         """Close the connection if the block takes longer; what paramiko raises for a broken one becomes LinkLost."""
         import paramiko
 
-        expired = threading.Event()
-
-        def cut() -> None:
-            expired.set()
-            self._link.close()
-
-        timer = threading.Timer(seconds, cut)
-        timer.daemon = True
-        timer.start()
+        watch = _Watch(self._link, limit_s, stall_s)
         try:
             if not self._link.transport.is_active():
                 raise LinkLost(f"{self._name}: the connection was lost")
-            yield
+            yield watch
         except paramiko.SFTPError as error:
             self._sftp = None
             raise DeviceError(
@@ -217,17 +239,21 @@ class SshTransport:
             if isinstance(error, OSError) and not isinstance(error, TimeoutError) and self._link.transport.is_active():
                 raise  # an answer of the device
             self._link.close()  # in a state that nobody knows
-            why = silence if expired.is_set() or isinstance(error, TimeoutError) else readable(str(error), 300)
+            why = silence if watch.expired or isinstance(error, TimeoutError) else readable(str(error), 300)
             raise LinkLost(f"{self._name}: the connection was lost ({why or 'closed'})") from None
         finally:
-            timer.cancel()
+            watch.end()
 
     @contextmanager
-    def _files(self, what: str, size: int = 0, *, may_be_absent: bool = False) -> Iterator[SFTPClient]:
-        """SFTP under a limit. Errors of the device become DeviceError; may_be_absent: but FileNotFoundError stays."""
+    def _files(self, what: str, size: int = 0, *, may_be_absent: bool = False) -> Iterator[tuple[SFTPClient, _Watch]]:
+        """SFTP under a limit, which is longer for a transfer of `size` bytes that moves.
+
+        Errors of the device become DeviceError; may_be_absent: but FileNotFoundError stays.
+        """
         import paramiko
 
-        with self._within(_OPERATION_S + size / _SLOWEST_BYTES_PER_S, f"could not {what} in time"):
+        limit_s = _OPERATION_S + size / _SLOWEST_BYTES_PER_S
+        with self._within(limit_s, f"could not {what} in time", _OPERATION_S) as watch:
             try:
                 if self._sftp is None:
                     channel = self._link.transport.open_session(timeout=_STALL_S)
@@ -240,7 +266,7 @@ class SshTransport:
                         fix = "install openssh-sftp-server there"
                         raise DeviceError(f"{self._name}: the SSH server offers no SFTP ({fix})") from None
                     self._sftp = paramiko.SFTPClient(channel)
-                yield self._sftp
+                yield self._sftp, watch
             except OSError as error:
                 absent = may_be_absent and isinstance(error, FileNotFoundError)
                 if absent or isinstance(error, TimeoutError) or not self._link.transport.is_active():

@@ -10,6 +10,7 @@ What a device answers is untrusted: every output is bounded, every wait has a li
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -43,6 +44,10 @@ class Completed:
     stderr: bytes
 
 
+def ignored(there: int) -> None:
+    """For whoever does not want to know how far an upload is."""
+
+
 class Transport(Protocol):
     """One connection to one device. Remote paths are absolute, with '/'. Not for use from several threads at once."""
 
@@ -54,8 +59,12 @@ class Transport(Protocol):
         """Run a command to its end. LinkLost after `timeout_s`; DeviceError when it prints more than OUTPUT_LIMIT_BYTES."""
         ...
 
-    def put(self, local: Path | bytes, remote: str) -> None:
-        """Write a file (readable by its owner only) under a temporary name beside `remote`, then rename it to `remote`."""
+    def put(self, local: Path | bytes, remote: str, at: Callable[[int], None] = ignored) -> None:
+        """Write a file (readable by its owner only) under a temporary name beside `remote`, then rename it to `remote`.
+
+        at: is told, again and again, how many bytes are there. Where the link can be lost, the next `put` of the same contents
+        to the same place goes on where this one was cut; whoever uses the file checks its SHA-256.
+        """
         ...
 
     def get(self, remote: str, limit_bytes: int = FILE_LIMIT_BYTES) -> bytes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,29 +9,18 @@ from pathlib import Path
 import pytest
 
 from edgecompress.study import DeviceProfile
-from tests.board.loopback import Proxy, Sshd, free_port, make_key
+from tests.board import loopback
+from tests.board.loopback import Proxy, Sshd
 
 
 @pytest.fixture(scope="session")
 def make_sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Sshd]]:
-    if (
-        sys.platform != "linux"
-        or not shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
-        or not shutil.which("ssh-keygen")
-    ):
-        pytest.skip("needs OpenSSH's sshd and ssh-keygen (Debian: apt install openssh-server)")
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where root's sshd separates its privileges
+    if reason := loopback.why_no_sshd():
+        pytest.skip(reason)
     started: list[Sshd] = []
 
     def make(extra: str | None = None) -> Sshd:
-        folder = tmp_path_factory.mktemp("sshd")
-        make_key(folder / "host_key")
-        make_key(folder / "client_key")
-        shutil.copy(folder / "client_key.pub", folder / "authorized_keys")
-        server = Sshd(folder, free_port())
-        if extra is not None:
-            server.extra = extra
+        server = loopback.make_sshd(tmp_path_factory.mktemp("sshd"), extra)
         started.append(server)
         return server.start()
 

@@ -8,9 +8,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,6 +102,40 @@ class Sshd:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         return len(ours) - 1
+
+
+def why_no_sshd() -> str | None:
+    """Why this machine cannot run an sshd of ours; None: it can."""
+    found = (
+        sys.platform == "linux"
+        and shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
+        and shutil.which("ssh-keygen")
+    )
+    return None if found else "needs OpenSSH's sshd and ssh-keygen (Debian: apt install openssh-server)"
+
+
+def make_sshd(folder: Path, subsystem: str | None = None) -> Sshd:
+    """An sshd with keys of its own in `folder` (made when it is not there), not yet started."""
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where root's sshd separates its privileges
+    folder.mkdir(parents=True, exist_ok=True)
+    make_key(folder / "host_key")
+    make_key(folder / "client_key")
+    shutil.copy(folder / "client_key.pub", folder / "authorized_keys")
+    server = Sshd(folder, free_port())
+    if subsystem is not None:
+        server.extra = subsystem
+    return server
+
+
+@contextmanager
+def loopback_sshd(folder: Path, subsystem: str | None = None) -> Iterator[Sshd]:
+    """An sshd that runs, and is ended with all that it serves."""
+    server = make_sshd(folder, subsystem).start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
 @dataclass

@@ -82,15 +82,20 @@ def blobs(files: dict[str, Path]) -> dict[str, Path]:
 
 
 class Seen:
-    """A progress that remembers."""
+    """A progress that remembers. sent: the bars of uploads, each with its size."""
 
     def __init__(self) -> None:
-        self.done, self.texts = 0.0, list[str]()
+        self.done, self.texts, self.sent = 0.0, list[str](), list[tuple[Seen, float]]()
 
     @contextmanager
     def task(self, label: str, total: float | None) -> Iterator[Seen]:
-        assert total == 1.0
-        yield self
+        if ": sending " in label:
+            assert total is not None
+            self.sent.append((Seen(), total))
+            yield self.sent[-1][0]
+        else:
+            assert total == 1.0
+            yield self
 
     def advance(self, steps: float = 1) -> None:
         assert steps >= 0
@@ -150,6 +155,11 @@ def test_the_same_job_through_both_transports(
             assert session.measure(dataclasses.replace(job, job_id="job-2"), blobs).status == "ok"
             assert sent.stat().st_ino == inodes[-1]  # the second job found the files there
         assert seen.done == pytest.approx(1.0) and any("sending linear.onnx" in t for t in seen.texts)
+        assert (
+            [bar.done for bar, _ in seen.sent]
+            == [total for _, total in seen.sent]
+            == [f.stat().st_size for f in files.values()]
+        )
         assert jobs_left(profile) == []
         assert len(list((Path(profile.workdir) / "agent").iterdir())) == 1
     here, there = results

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import socket
+import stat
 import sys
 import threading
 import time
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from edgecompress.board.agent import open_agent
 from edgecompress.board.ssh import SshTransport
 from edgecompress.board.transport import DeviceError, LinkLost
 from edgecompress.errors import UserError
@@ -229,6 +232,92 @@ def test_a_stalled_transfer(
             transport.put(tmp_path / "large", str(tmp_path / "copy"))
     assert time.monotonic() - began < 20
     transport.close()
+
+
+def test_an_upload_goes_on_where_it_was_cut(ssh_profile: MakeProfile, proxy: Proxy, tmp_path: Path) -> None:
+    """By the next transport, which may be that of another process: it finds what is there by the contents of the file."""
+    large, target = tmp_path / "large", tmp_path / "board" / "copy"
+    target.parent.mkdir()
+    large.write_bytes(random.Random(0).randbytes(12_000_000))
+    transport, seen = SshTransport(ssh_profile(port=proxy.port)), list[int]()
+
+    def cut_in_the_middle(there: int) -> None:
+        seen.append(there)
+        if there > 6_000_000:
+            proxy.cut()
+
+    with pytest.raises(LinkLost):
+        transport.put(large, str(target), cut_in_the_middle)
+    (part,) = target.parent.iterdir()
+    there = part.stat().st_size
+    assert seen[0] == 0 and 0 < there < 12_000_000 and stat.S_IMODE(part.stat().st_mode) == 0o600
+    assert part.read_bytes() == large.read_bytes()[:there]
+    proxy.mend()
+    moved, seen[:] = proxy.moved, []
+    transport = SshTransport(ssh_profile(port=proxy.port))
+    transport.put(large, str(target), seen.append)
+    assert seen[0] >= there and seen[-1] == 12_000_000
+    assert proxy.moved - moved < 12_000_000 - there + 100_000
+    assert target.read_bytes() == large.read_bytes() and list(target.parent.iterdir()) == [target]
+
+    # a part that is longer than the file, or no file at all, is of no use
+    for other in (lambda: part.write_bytes(b"x" * 13_000_000), lambda: part.symlink_to("/dev/null")):
+        other()
+        transport.put(large, str(target))
+        assert target.read_bytes() == large.read_bytes() and list(target.parent.iterdir()) == [target]
+    transport.close()
+
+
+def test_two_workstations_that_send_the_same_file_at_once(ssh_profile: MakeProfile, tmp_path: Path) -> None:
+    large, target = tmp_path / "large", tmp_path / "copy"
+    large.write_bytes(random.Random(0).randbytes(6_000_000))
+    first, second = SshTransport(ssh_profile()), SshTransport(ssh_profile(pinned=False))
+    begun = list[int]()
+
+    def other(there: int) -> None:
+        begun.append(there)
+        if len(begun) == 5:  # the second finds the first's part, ends it and renames it
+            second.put(large, str(target))
+
+    first.put(large, str(target), other)
+    assert target.read_bytes() == large.read_bytes() and not list(tmp_path.glob(".*.part"))
+    first.close()
+    second.close()
+
+
+def test_a_server_that_tells_no_limits_is_sent_small_writes(
+    make_sshd: Callable[..., Sshd], ssh_profile: MakeProfile, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(random.Random(0).randbytes(1_500_000))
+    for extra, largest in (("", 7 * 32704 - 29), (" -P limits", 32675)):
+        server = make_sshd("Subsystem sftp internal-sftp" + extra)
+        transport = SshTransport(ssh_profile(server))
+        transport.put(tmp_path / "file", str(tmp_path / "copy"))
+        assert transport._request_bytes == largest
+        assert (tmp_path / "copy").read_bytes() == (tmp_path / "file").read_bytes()
+        transport.close()
+        server.stop()
+
+
+def test_an_upload_that_moves_on_between_cuts_is_not_given_up(
+    ssh_profile: MakeProfile, proxy: Proxy, tmp_path: Path
+) -> None:
+    """It is cut after every 2 MB, for longer in all than a lost link is tried again."""
+    (tmp_path / "large").write_bytes(random.Random(0).randbytes(14_000_000))
+    agent = open_agent(ssh_profile(port=proxy.port, reconnect_s=1.5))
+    cut_at, began, cuts = 0, time.monotonic(), 0
+
+    def nuisance(there: int) -> None:
+        nonlocal cut_at, cuts
+        if there > cut_at:
+            cut_at, cuts = there + 2_000_000, cuts + 1
+            proxy.cut()
+            threading.Timer(0.3, proxy.mend).start()
+
+    agent.send(tmp_path / "large", str(tmp_path / "copy"), nuisance)
+    assert cuts >= 5 and time.monotonic() - began > 1.5
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "large").read_bytes()
+    agent.close()
 
 
 def test_the_connection_s_server_process_is_killed(ssh_profile: MakeProfile, sshd: Sshd) -> None:
