@@ -354,6 +354,11 @@ class DeviceProfile(Spec):
     workdir: Word = Field(
         default="~/.cache/edgecompress", description="directory on the device for the agent, files and jobs"
     )
+    keep_days: float | None = Field(
+        default=30.0,
+        ge=1,
+        description="what nobody used for so many days is removed from workdir, results that nobody collected too; null: never",
+    )
     engines: dict[Literal["onnx", "tflite"], Literal["onnxruntime", "litert"]] = Field(
         default=_ENGINES, description="file type → engine"
     )

@@ -6,7 +6,7 @@ start ROOT JOB_ID     → Status; runs ROOT/jobs/JOB_ID/job.json in the backgrou
 status ROOT JOB_ID    → Status
 cancel ROOT JOB_ID    → Status
 clean ROOT JOB_ID     → {"removed": bool}
-prune ROOT DAYS       → {"removed": how many files and jobs, "bytes": of them}
+prune ROOT DAYS       → {"removed": how many files and jobs, "bytes": of them, "busy": a measurement had the board}
 clock ROOT            → Clock
 sensor ROOT NAME      standard input: the options, a JSON object; → SensorReading
 
@@ -41,13 +41,15 @@ def _have(base: Path) -> List[str]:
     return store.have(base, wanted)
 
 
-def _prune(base: Path, days: str) -> Dict[str, int]:
+def _prune(base: Path, days: str) -> Dict[str, Any]:
+    from edgecompress_agent.prune import prune
+
     try:
         number = float(days)
     except ValueError:
         raise AgentError(f"prune: {days!r} is not a number of days") from None
-    removed, freed = store.prune(base, number, keep=bundle_path.path())
-    return {"removed": removed, "bytes": freed}
+    removed, freed, busy = prune(base, number, keep=bundle_path.path())
+    return {"removed": removed, "bytes": freed, "busy": busy}
 
 
 def _clock(base: Path) -> wire.Clock:

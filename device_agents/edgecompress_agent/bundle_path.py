@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -20,6 +21,12 @@ def path() -> Path:
     if not (file.is_file() and zipfile.is_zipfile(str(file))):
         raise AgentError("the agent runs from its zipapp only: python3 agent.pyz VERB …")
     return file.absolute()
+
+
+def used() -> None:
+    """Mark this agent as used now, so that `prune` keeps it."""
+    with contextlib.suppress(OSError):  # another user's, or a disk that cannot be written
+        os.utime(path())
 
 
 @functools.lru_cache(maxsize=None)

@@ -22,6 +22,7 @@ _IMPORT_S = 120.0
 
 def hello(base: Path) -> wire.Hello:
     """The answer to `hello`. Makes the agent's directories."""
+    bundle_path.used()
     with concurrent.futures.ThreadPoolExecutor() as pool:
         numpy, *found = pool.map(_probe, ("numpy", *wire.ENGINES))
     writable, free_bytes = _room(base)

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import List, Optional, Sequence
 
 from edgecompress_agent import wire
 from edgecompress_agent.errors import AgentError
@@ -152,26 +152,3 @@ def clean(base: Path, job_id: str) -> bool:
         os.close(alive)
     shutil.rmtree(directory)
     return True
-
-
-def prune(base: Path, days: float, *, keep: Path) -> Tuple[int, int]:
-    """Remove blobs, agents and ended jobs that nobody used for `days`; (how many, bytes). keep: the agent that runs this."""
-    before = time.time() - days * 86400
-    removed = freed = 0
-    for path in list(_entries(base / "blobs")) + list(_entries(base / "agent")):
-        if path.is_file() and path.stat().st_mtime < before and path.absolute() != keep.absolute():
-            removed, freed = removed + 1, freed + path.stat().st_size
-            path.unlink()
-    for path in list(_entries(base / "jobs")):
-        if path.is_dir() and _newest(path) < before and not is_locked(path / "lock"):
-            removed, freed = removed + 1, freed + sum(f.stat().st_size for f in _entries(path))
-            shutil.rmtree(path)
-    return removed, freed
-
-
-def _newest(directory: Path) -> float:
-    return max(p.stat().st_mtime for p in [directory, *_entries(directory)])
-
-
-def _entries(directory: Path) -> Iterator[Path]:
-    return directory.iterdir() if directory.is_dir() else iter(())

@@ -45,6 +45,7 @@ def start(base: Path, job_id: str) -> wire.Status:
             os.close(alive)
         return status(base, job_id)
     outcome.reserve(directory)
+    bundle_path.used()
     for left_by_a_lost_one in ("pid", progress.FILE, "partial.json"):
         with contextlib.suppress(FileNotFoundError):
             (directory / left_by_a_lost_one).unlink()

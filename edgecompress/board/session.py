@@ -49,6 +49,7 @@ class Session:
     def __init__(self, profile: DeviceProfile, agent: Agent) -> None:
         self.profile = profile
         self._agent = agent
+        self._pruned = False
 
     def __enter__(self) -> Session:
         return self
@@ -75,6 +76,7 @@ class Session:
         stayed out of reach for `profile.reconnect_s`, or its agent did not end the job; the job can be asked for again.
         """
         self.check_engine(job.engine, job.providers)
+        self._prune(progress)
         with progress.task(label or f"measuring on {self.profile.name}", total=1.0) as task:
             self._agent.notice = task.describe
             try:
@@ -144,6 +146,19 @@ class Session:
             operators_reason=result.operators_reason and readable(result.operators_reason, 4000),
             warnings=tuple(readable(text, 4000) for text in result.warnings),
         )
+
+    def _prune(self, progress: Progress) -> None:
+        """Once a session, have the device remove what nobody used there for `profile.keep_days`."""
+        if self._pruned or self.profile.keep_days is None:
+            return
+        answer = self._agent.verb("prune", f"{self.profile.keep_days:g}")
+        self._pruned = True
+        removed, freed = (answer.get(key) if isinstance(answer, dict) else None for key in ("removed", "bytes"))
+        if isinstance(removed, int) and isinstance(freed, int) and removed:
+            days = f"{self.profile.keep_days:g} days"
+            progress.say(
+                f"{self.profile.name}: removed {removed} files and jobs there ({freed / 1e6:.1f} MB), unused for {days}"
+            )
 
     def _discard(self, job: wire.Job) -> None:
         self._agent.ask(wire.Status, "cancel", job.job_id)

@@ -137,31 +137,94 @@ def test_wrong_usage(board: Board, arguments: tuple[str, ...]) -> None:
     assert json.loads(done.stdout)["error"].startswith("usage: VERB ROOT")
 
 
-def test_prune_keeps_what_is_used(board: Board, tmp_path: Path) -> None:
-    old = time.time() - 40 * 86400
-    (tmp_path / "a").write_bytes(b"a")
-    (tmp_path / "b").write_bytes(b"bb")
-    used, unused = board.put_blob(tmp_path / "a"), board.put_blob(tmp_path / "b")
-    (board.root / "agent").mkdir()
-    board.agent = Path(shutil.copy(board.agent, board.root / "agent" / "current.pyz"))
-    (board.root / "agent" / "older.pyz").write_bytes(b"xyz")
+def _old_board(board: Board, tmp_path: Path) -> tuple[wire.Blob, wire.Blob]:
+    """A board whose files nobody used for 40 days, and its blobs: one that jobs name, one that none does."""
+    for name, data in (("a", b"a"), ("b", b"bb")):
+        (tmp_path / name).write_bytes(data)
+    named, unnamed = board.put_blob(tmp_path / "a"), board.put_blob(tmp_path / "b")
+    for folder in ("agent", "wheels"):
+        (board.root / folder).mkdir()
+    board.agent = Path(shutil.copy(board.agent, board.root / "agent" / f"{bundle.build()[1]}.pyz"))
+    (board.root / "agent" / f"{'0' * 64}.pyz").write_bytes(b"xyz")
+    (board.root / "blobs" / f".{'0' * 64}.1234.part").write_bytes(b"1234")
+    (board.root / "wheels" / "numpy-2.0-py3-none-any.whl").write_bytes(b"12345")
     for job_id in ("old", "new", "waits"):
-        board.put_job(wire.Job(job_id, used, "litert", score=False))
-    for path in board.root.rglob("*"):
-        os.utime(path, (old, old))
+        board.put_job(wire.Job(job_id, named, "litert", score=False))
+    _age(board, 40)
     os.utime(board.directory("new") / "job.json")
-    with board.hold(board.directory("waits") / "lock"):
-        os.utime(board.directory("waits") / "lock", (old, old))
-        os.utime(board.directory("waits"), (old, old))
-        board.ask("have", stdin=json.dumps([used.sha256]).encode())  # asking for it is using it
-        answer = board.ask("prune", "30")
+    return named, unnamed
+
+
+def _age(board: Board, days: float) -> None:
+    for path in board.root.rglob("*"):
+        os.utime(path, (time.time() - days * 86400,) * 2, follow_symlinks=False)
+
+
+def _left(board: Board) -> set[str]:
+    return {str(p.relative_to(board.root)) for p in board.root.rglob("*") if p.is_file() and p.name != "lock"}
+
+
+def test_prune_keeps_what_is_used(board: Board, tmp_path: Path) -> None:
+    named, unnamed = _old_board(board, tmp_path)
     job_bytes = (board.directory("new") / "job.json").stat().st_size
-    assert answer == {"removed": 3, "bytes": len(b"bb") + len(b"xyz") + job_bytes}
-    left = {str(p.relative_to(board.root)) for p in board.root.rglob("*") if p.is_file()}
-    kept = {"jobs/new/job.json", "jobs/waits/job.json", "jobs/waits/lock", "agent/current.pyz"}
-    assert left == kept | {f"blobs/{used.sha256}"}
-    assert unused.sha256 not in left
+    agents = {f"agent/{'0' * 64}.pyz", f"agent/{bundle.build()[1]}.pyz"}
+    with board.hold(board.directory("waits") / "lock"):  # its supervisor lives: neither it nor an agent is touched
+        _age(board, 40)
+        os.utime(board.directory("new") / "job.json")
+        answer = board.ask("prune", "30")
+    assert answer == {"removed": 4, "bytes": len(b"bb123412345") + job_bytes, "busy": False}
+    assert _left(board) == agents | {"jobs/new/job.json", "jobs/waits/job.json", f"blobs/{named.sha256}"}
+    assert board.ask("prune", "30")["removed"] == 2  # it ended: the job, and an agent that nobody used
+    assert unnamed.sha256 not in str(_left(board)) and f"agent/{'0' * 64}.pyz" not in _left(board)
+    _age(board, 40)
+    board.ask("have", stdin=json.dumps([named.sha256]).encode())  # asking for it is using it
+    assert board.ask("prune", "30")["removed"] == 1
+    assert _left(board) == {f"agent/{bundle.build()[1]}.pyz", f"blobs/{named.sha256}"}
     assert "not a number" in board.error("prune", "soon")
+    for days in ("0", "-1", "nan"):
+        assert "1 or more" in board.error("prune", days)
+
+
+def test_prune_waits_for_nobody_and_disturbs_nobody(board: Board, tmp_path: Path) -> None:
+    _old_board(board, tmp_path)
+    before = _left(board)
+    with board.hold():
+        assert board.ask("prune", "30") == {"removed": 0, "bytes": 0, "busy": True}
+    assert _left(board) == before
+
+
+def test_prune_after_the_clock_was_set(board: Board, tmp_path: Path) -> None:
+    """What was written in 1970, before the board knew the time, is not old."""
+    _old_board(board, tmp_path)
+    before = _left(board)
+    _age(board, 40 * 365)
+    assert board.ask("prune", "30")["removed"] == 0
+    assert _left(board) == before
+    _age(board, 31)
+    assert board.ask("prune", "30")["removed"] > 0
+
+
+def test_prune_removes_nothing_that_is_not_its_own(board: Board, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "thesis.tex").write_text("years of work")
+    (board.root / "blobs").mkdir()
+    (board.root / "blobs" / ("1" * 64)).symlink_to(outside / "thesis.tex")
+    (board.root / "blobs" / "notes.txt").write_text("mine")
+    (board.root / "jobs").mkdir()
+    (board.root / "jobs" / "link").symlink_to(outside)
+    _age(board, 400)
+    os.utime(outside, (0, 0))
+    assert board.ask("prune", "1")["removed"] == 0
+    assert (outside / "thesis.tex").read_text() == "years of work" and (board.root / "blobs" / "notes.txt").exists()
+
+
+def test_hello_and_a_job_mark_their_agent_as_used(board: Board, tmp_path: Path) -> None:
+    _old_board(board, tmp_path)
+    for use in (lambda: board.ask("hello"), lambda: board.ask("start", "new")):
+        _age(board, 40)
+        use()
+        assert time.time() - board.agent.stat().st_mtime < 3600
 
 
 def test_root_may_be_of_the_home(board: Board) -> None:

@@ -235,7 +235,8 @@ given = json.loads(sys.stdin.read())
 with connect(DeviceProfile.model_validate(given["profile"])) as session:
     session.hello()
     print("ready", flush=True)
-    session.measure(wire.from_json(wire.Job, given["job"]), {k: Path(v) for k, v in given["blobs"].items()})
+    result = session.measure(wire.from_json(wire.Job, given["job"]), {k: Path(v) for k, v in given["blobs"].items()})
+    sys.stdout.buffer.write(wire.encode(result))
 """
 
 
@@ -484,3 +485,65 @@ def test_two_hosts_at_once_take_turns(local_profile: DeviceProfile, job: wire.Jo
     spans = sorted((r.blocks[0].start_ns, r.blocks[-1].start_ns) for r in results.values())
     assert len(spans) == 2 and spans[0][1] < spans[1][0]  # both clocks are this machine's
     assert "another job has the board" in seen.texts
+
+
+@pytest.mark.sshd
+def test_two_workstations_take_turns(
+    ssh_profile: MakeProfile, tmp_path: Path, job: wire.Job, blobs: dict[str, Path]
+) -> None:
+    """Two processes with homes of their own, each with its own connection to the board: never two measurements at once."""
+    profile, running = ssh_profile(), []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        given = {
+            "profile": profile.model_dump(mode="json"),
+            "job": wire.to_json(dataclasses.replace(job, job_id=name, min_s=2.0)),
+            "blobs": {k: str(v) for k, v in blobs.items()},
+        }
+        host = subprocess.Popen(
+            [sys.executable, "-c", _HOST], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**os.environ, "HOME": str(tmp_path / name)},
+        )  # fmt: skip
+        assert host.stdin
+        host.stdin.write(json.dumps(given).encode())
+        host.stdin.close()
+        running.append(host)
+    results = []
+    for host in running:
+        assert host.stdout
+        results.append(wire.decode(wire.Result, host.stdout.read().split(b"\n", 1)[1]))
+        assert host.wait() == 0
+    spans = sorted((r.blocks[0].start_ns, r.blocks[-1].start_ns + sum(r.blocks[-1].latencies_ns)) for r in results)
+    assert spans[0][1] <= spans[1][0]
+    assert jobs_left(profile) == []
+
+
+def test_what_nobody_used_is_removed_once_a_session(
+    local_profile: DeviceProfile, job: wire.Job, blobs: dict[str, Path]
+) -> None:
+    seen, board = Seen(), Path(local_profile.workdir)
+    old = [
+        board / "blobs" / ("1" * 64),
+        board / "jobs" / "forgotten" / "result.json",
+        board / "agent" / f"{'1' * 64}.pyz",
+    ]
+
+    def forget() -> None:
+        for file in old:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"x" * 100_000)
+            for path in (file, file.parent):
+                os.utime(path, (time.time() - 40 * 86400,) * 2)
+
+    with connect(local_profile) as session:
+        forget()
+        assert session.measure(job, blobs, seen).status == "ok"
+        assert not any(file.exists() for file in old)
+        assert seen.texts.count("here: removed 3 files and jobs there (0.3 MB), unused for 30 days") == 1
+        forget()
+        assert session.measure(dataclasses.replace(job, job_id="job-2"), blobs, seen).status == "ok"
+        assert all(file.exists() for file in old)
+    for days, kept in ((None, True), (45.0, True), (1.0, False)):
+        with connect(local_profile.model_copy(update={"keep_days": days})) as session:
+            assert session.measure(dataclasses.replace(job, job_id="job-3"), blobs).status == "ok"
+            assert all(file.exists() == kept for file in old)
