@@ -9,6 +9,7 @@ clean ROOT JOB_ID     → {"removed": bool}
 prune ROOT DAYS       → {"removed": how many files and jobs, "bytes": of them, "busy": a measurement had the board}
 clock ROOT            → Clock
 sensor ROOT NAME      standard input: the options, a JSON object; → SensorReading
+survey ROOT REQUEST   → Survey; leaves nothing behind. REQUEST: a JSON object, see survey.py
 
 What cannot be done is {"error": a sentence}, exit status 1. `_work` and `_probe` are the agent's own processes.
 """
@@ -21,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
-from edgecompress_agent import bundle_path, store, supervisor, wire
+from edgecompress_agent import bundle_path, private, store, supervisor, wire
 from edgecompress_agent.errors import AgentError
 
 
@@ -70,6 +71,18 @@ def _sensor(base: Path, name: str) -> wire.SensorReading:
     return check_here(base, name, options)
 
 
+def _survey(base: Path, request: str) -> Any:
+    from edgecompress_agent.survey import survey
+
+    try:
+        wanted = json.loads(request)
+    except ValueError as error:
+        raise AgentError(f"survey: the request is not JSON: {error}") from None
+    if not isinstance(wanted, dict):
+        raise AgentError("survey: the request must be an object")
+    return survey(base, wanted)
+
+
 def _work(base: Path, job_id: str) -> None:
     from edgecompress_agent.worker import work
 
@@ -86,6 +99,7 @@ _VERBS: Dict[str, Tuple[int, Callable[..., Any]]] = {
     "prune": (1, _prune),
     "clock": (0, _clock),
     "sensor": (1, _sensor),
+    "survey": (1, _survey),
     "_work": (1, _work),
 }
 """Verb → (number of arguments after ROOT, function)."""
@@ -99,7 +113,11 @@ def _answer(arguments: List[str]) -> Any:
     verb, *rest = arguments or [""]
     if verb not in _VERBS or len(rest) != 1 + _VERBS[verb][0]:
         raise AgentError(f"usage: VERB ROOT …, with the verbs {', '.join(v for v in _VERBS if v[0] != '_')}")
-    return _VERBS[verb][1](store.root(rest[0]), *rest[1:])
+    base = store.root(rest[0])
+    why = None if verb == "survey" else private.complaint(str(base))
+    if why is not None:
+        raise AgentError(f"the agent's directory is not its user's alone: {why}")
+    return _VERBS[verb][1](base, *rest[1:])
 
 
 def main() -> int:
@@ -108,6 +126,8 @@ def main() -> int:
     protocol = os.dup(1)
     os.dup2(2, 1)
     os.umask(0o077)
+    # ONNX Runtime 1.29 and newer otherwise writes to the home directory when it is imported, and sends what it runs to its maker
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     status = 0
     try:
         bundle_path.path()

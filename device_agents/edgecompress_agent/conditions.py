@@ -86,13 +86,21 @@ def crowding(start: Conditions, end: Conditions) -> Tuple[str, ...]:
 
     The load average would not do: measurements, one after the other, make it themselves.
     """
-    if start.cpu_busy_s is None or end.cpu_busy_s is None or start.worker_cpu_s is None or end.worker_cpu_s is None:
-        return ()
+    others = others_cpus(start, end)
     seconds = (end.monotonic_ns - start.monotonic_ns) / 1e9
-    others = (end.cpu_busy_s - start.cpu_busy_s) - (end.worker_cpu_s - start.worker_cpu_s)
-    if others <= max(0.1 * seconds, 0.1):  # the kernel counts in steps of 10 ms for each CPU
+    if others is None or others * seconds <= max(
+        0.1 * seconds, 0.1
+    ):  # the kernel counts in steps of 10 ms for each CPU
         return ()
-    return (f"other processes used {others / seconds:.2f} of {start.cpus_online} CPUs during the timing",)
+    return (f"other processes used {others:.2f} of {start.cpus_online} CPUs during the timing",)
+
+
+def others_cpus(start: Conditions, end: Conditions) -> Optional[float]:
+    """How many CPUs other processes used between two readings of one process; None where the kernel does not tell."""
+    if start.cpu_busy_s is None or end.cpu_busy_s is None or start.worker_cpu_s is None or end.worker_cpu_s is None:
+        return None
+    seconds = (end.monotonic_ns - start.monotonic_ns) / 1e9
+    return ((end.cpu_busy_s - start.cpu_busy_s) - (end.worker_cpu_s - start.worker_cpu_s)) / seconds
 
 
 def _text(path: Path) -> Optional[str]:

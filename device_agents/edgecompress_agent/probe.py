@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Dict, Optional, Tuple
 
 from edgecompress_agent import bundle_path, conditions, engines, wire
 from edgecompress_agent.errors import AgentError
@@ -23,19 +23,25 @@ _IMPORT_S = 120.0
 def hello(base: Path) -> wire.Hello:
     """The answer to `hello`. Makes the agent's directories."""
     bundle_path.used()
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        numpy, *found = pool.map(_probe, ("numpy", *wire.ENGINES))
+    numpy, engines_here = engines_found()
     writable, free_bytes = _room(base)
     return wire.Hello(
         agent_sha256=bundle_path.sha256(),
         python=platform.python_version(),
         machine=platform.machine(),
-        numpy=numpy.version,
-        engines=dict(zip(wire.ENGINES, found)),
+        numpy=numpy,
+        engines=engines_here,
         conditions=conditions.read("hello"),
         writable=writable,
         free_bytes=free_bytes,
     )
+
+
+def engines_found() -> Tuple[Optional[str], Dict[str, wire.EngineFound]]:
+    """(numpy's version, every engine), each imported in a process of its own, all at once."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        numpy, *found = pool.map(_probe, ("numpy", *wire.ENGINES))
+    return numpy.version, dict(zip(wire.ENGINES, found))
 
 
 def here(name: str) -> wire.EngineFound:

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import List, Optional, Sequence
 
-from edgecompress_agent import wire
+from edgecompress_agent import private, wire
 from edgecompress_agent.errors import AgentError
 
 _CHUNK = 1 << 20
@@ -32,10 +32,14 @@ def root(path: str) -> Path:
 
 
 def job_dir(base: Path, job_id: str) -> Path:
-    """The directory of a job. AgentError when the id could lead anywhere else."""
+    """The directory of a job. AgentError when the id could lead anywhere else, or others may write there."""
     if not wire.JOB_ID.match(job_id):
         raise AgentError(f"not a job id: {job_id!r}")
-    return base / "jobs" / job_id
+    directory = base / "jobs" / job_id
+    why = private.directory(directory)
+    if why is not None:
+        raise AgentError(f"the job's directory is not its user's alone: {why}")
+    return directory
 
 
 def read_job(base: Path, job_id: str) -> wire.Job:

@@ -20,6 +20,7 @@ from edgecompress.board.transport import (
     DeviceError,
     LinkLost,
     Transport,
+    cleaned,
     command,
     ignored,
     on_device,
@@ -54,9 +55,10 @@ class Agent:
         if not home.startswith("/") or not home.isprintable():
             raise DeviceError(f"{profile.name}: says that its home directory is {readable(home, 80)!r}")
         self.root = on_device(profile.workdir, home, where=profile.name)
-        self.python = self._interpreter(home)
+        self.python = self.again(lambda t: interpreter(profile, t, self.root, home))
         self._data, self._sha256 = bundle.build()
         self._path = f"{self.root}/agent/{self._sha256}.pyz"
+        self._private = False
 
     def close(self) -> None:
         if self._transport is not None:
@@ -84,17 +86,23 @@ class Agent:
         return self._hello
 
     def bring(self) -> None:
-        """Bring the agent's file to the device, unless it is there."""
+        """Bring the agent's file to the device, unless it is there. UserError: others can write to its directory there."""
+        if not self._private:
+            self._refuse_shared()
         self.again(lambda t: self._put(t, force=False))
 
-    def _interpreter(self, home: str) -> str:
-        python = self.profile.python
-        if python is not None:
-            return on_device(python, home, where=self.profile.name) if "/" in python else python
-        if self.profile.transport == "local":
-            return sys.executable
-        own = f"{self.root}/venv/bin/python"
-        return own if self.again(lambda t: t.exists(own)) else "python3"
+    def _refuse_shared(self) -> None:
+        """Before anything is written to the directory, or run from it."""
+        answer = self._answer(
+            "check of its directory", [self.python, "-I", "-c", bundle.source("private.py"), self.root]
+        )
+        if not isinstance(answer, dict) or "complaint" not in answer:
+            said = readable(str(answer), 80)
+            raise DeviceError(f"{self.profile.name}: its answer about {self.root} is not one: {said}")
+        if answer["complaint"] is not None:
+            what, _, fix = readable(str(answer["complaint"]), 500).rpartition(": ")
+            raise UserError(what, where=self.profile.name, fix=f"On the device: {fix}")
+        self._private = True
 
     def _put(self, transport: Transport, *, force: bool) -> None:
         if force or not transport.exists(self._path):
@@ -117,7 +125,7 @@ class Agent:
         """The agent's answer to a verb as a record. DeviceError when it is not one; the rest as in `verb`."""
         answer = self.verb(verb, *arguments, timeout_s=timeout_s)
         try:
-            return wire.from_json(kind, answer)
+            return cleaned(wire.from_json(kind, answer))
         except wire.WireError as error:
             raise DeviceError(
                 f"{self.profile.name}: the agent's answer to {verb}: {readable(str(error), 500)}"
@@ -128,13 +136,11 @@ class Agent:
 
         DeviceError: the agent says that it cannot, or answers nothing of use. UserError: there is no fitting Python.
         """
-        argv = [self.python, "-I", self._path, verb, self.root, *arguments]
+        return self._answer(verb, [self.python, "-I", self._path, verb, self.root, *arguments], stdin, timeout_s)
+
+    def _answer(self, verb: str, argv: list[str], stdin: bytes | None = None, timeout_s: float = VERB_S) -> Any:
         done = self.again(lambda t: t.run(argv, stdin, timeout_s))
-        lines = done.stdout.decode("utf-8", errors="replace").strip().splitlines()
-        try:
-            answer = json.loads(lines[-1]) if lines else None
-        except (ValueError, RecursionError):
-            answer = None
+        answer = last_json(done.stdout)
         if isinstance(answer, dict) and isinstance(answer.get("error"), str):
             raise DeviceError(f"{self.profile.name}: {readable(answer['error'], 1000)}")
         if done.status != 0 or answer is None:
@@ -172,22 +178,15 @@ class Agent:
         except ValueError:
             said = readable(done.stderr, 300)
             raise UserError(
-                f"no Python at {self.python!r} ({said})", where=self.profile.name, fix=self._python_hint()
+                f"no Python at {self.python!r} ({said})", where=self.profile.name, fix=python_hint(self.profile)
             ) from None
         if (major, minor) < OLDEST_PYTHON:
             what = f"{self.python} there is Python {major}.{minor}; the agent needs {OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]} or newer"
-            raise UserError(what, where=self.profile.name, fix=self._python_hint())
+            raise UserError(what, where=self.profile.name, fix=python_hint(self.profile))
 
     def setup_hint(self) -> str:
         """What to do when the device lacks an engine."""
-        if self.profile.transport == "local":
-            return "Install it here: pip install 'edgecompress[tflite]'"
-        return f"Install it there: {command('setup', self.profile.name)}"
-
-    def _python_hint(self) -> str:
-        if self.profile.transport == "local":
-            return "Change python in the device profile, or leave it out."
-        return f"Install a Python ≥ 3.8 there or set python in the profile, then: {command('setup', self.profile.name)}"
+        return engine_hint(self.profile)
 
     def again(self, operation: Callable[[Transport], T]) -> T:
         """Do something that may be done twice; connect again, with growing pauses, while the link is lost."""
@@ -210,6 +209,42 @@ class Agent:
                 self.notice(f"link lost, connecting again for {left_s:.0f} s")
                 time.sleep(min(pause_s, left_s))
                 pause_s = min(pause_s * 2, 10.0)
+
+
+def interpreter(profile: DeviceProfile, transport: Transport, root: str, home: str) -> str:
+    """The Python on the device: the profile's, else that of `device setup`, else its own."""
+    if profile.python is not None:
+        return on_device(profile.python, home, where=profile.name) if "/" in profile.python else profile.python
+    if profile.transport == "local":
+        return sys.executable
+    own = f"{root}/venv/bin/python"
+    return own if transport.exists(own) else "python3"
+
+
+def last_json(output: bytes) -> Any:
+    """The JSON value in the last line of an output (a login shell may print before it); None when there is none."""
+    lines = output.decode("utf-8", errors="replace").strip().splitlines()
+    try:
+        return json.loads(lines[-1]) if lines else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def engine_hint(profile: DeviceProfile) -> str:
+    """What to do when a device lacks an engine."""
+    if profile.transport == "local":
+        return "Install it here: pip install 'edgecompress[tflite]'"
+    return f"Install it there: {command('setup', profile.name)}"
+
+
+def python_hint(profile: DeviceProfile) -> str:
+    """What to do when a device has no Python for the agent."""
+    if profile.transport == "local":
+        return "Change python in the device profile, or leave it out."
+    return (
+        "Install a Python ≥ 3.8 there (sudo apt install python3 python3-venv) or set python in the profile, then: "
+        f"{command('setup', profile.name)}"
+    )
 
 
 def open_agent(profile: DeviceProfile) -> Agent:

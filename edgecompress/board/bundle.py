@@ -35,6 +35,11 @@ def build() -> tuple[bytes, str]:
     return data, hashlib.sha256(data).hexdigest()
 
 
+def source(name: str) -> str:
+    """The text of one file of the agent's package."""
+    return _package().joinpath(name).read_text(encoding="utf-8")
+
+
 def _package() -> Traversable:
     """The agent's package: in the source tree where this file is in one, else as it was installed beside this package."""
     beside = Path(__file__).resolve().parents[2] / "device_agents" / PACKAGE

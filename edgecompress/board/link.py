@@ -179,18 +179,23 @@ def check_host_key(hop: Hop, key: HostKey, device: str) -> bool:
     )
 
 
+def need_host_key(hop: Hop, key: HostKey, device: str) -> None:
+    """UserError unless the key is the pinned one."""
+    if not check_host_key(hop, key, device):
+        raise UserError(
+            f"the key of {hop} is not known ({key.kind} {key.fingerprint})",
+            where=device,
+            fix=f"Compare it with the device and pin it: {command('trust', device)}",
+        )
+
+
 def open_link(hops: tuple[Hop, ...], device: str, timeout_s: float) -> Link:
     """A link that is logged in, every host key on the way checked against the pinned ones."""
     link = Link(device, timeout_s)
     try:
         for hop in hops:
             key = link.connect(hop)
-            if not check_host_key(hop, key, device):
-                raise UserError(
-                    f"the key of {hop} is not known ({key.kind} {key.fingerprint})",
-                    where=device,
-                    fix=f"Compare it with the device and pin it: {command('trust', device)}",
-                )
+            need_host_key(hop, key, device)
             link.log_in(hop)
     except BaseException:
         link.close()

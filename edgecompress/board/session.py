@@ -19,7 +19,7 @@ from edgecompress_agent.errors import AgentError
 from edgecompress.board.agent import VERB_S, Agent, open_agent
 from edgecompress.board.hostmeter import HostMeter
 from edgecompress.board.reading import read_once
-from edgecompress.board.transport import DeviceError, readable
+from edgecompress.board.transport import DeviceError, cleaned, readable
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.progress import SILENT, Progress, Task, furthest
 from edgecompress.study import DeviceProfile
@@ -131,21 +131,14 @@ class Session:
                 status = self._wait(job, f"{directory}/result.json", task, meter)
         data = agent.again(lambda t: t.get(f"{directory}/result.json"))
         try:
-            result = wire.decode(wire.Result, data)
+            result = cleaned(wire.decode(wire.Result, data))
             if result.job_id != job.job_id:
                 raise wire.WireError(f"it is for job {result.job_id}")
         except wire.WireError as error:
             self._discard(job)  # asked again, the device shall measure anew and not answer the same
             raise DeviceError(f"{self.profile.name}: its result is not one: {readable(str(error), 500)}") from None
         self._discard(job)
-        # Sentences for a person, who may read them on a terminal.
-        return dataclasses.replace(
-            result,
-            reason=result.reason and readable(result.reason, 4000),
-            power_reason=result.power_reason and readable(result.power_reason, 4000),
-            operators_reason=result.operators_reason and readable(result.operators_reason, 4000),
-            warnings=tuple(readable(text, 4000) for text in result.warnings),
-        )
+        return result
 
     def _prune(self, progress: Progress) -> None:
         """Once a session, have the device remove what nobody used there for `profile.keep_days`."""

@@ -75,9 +75,10 @@ class _Watch:
 
 
 class SshTransport:
-    def __init__(self, profile: DeviceProfile) -> None:
+    def __init__(self, profile: DeviceProfile, link: Link | None = None) -> None:
+        """link: one that is logged in already."""
         self._name = profile.name
-        self._link: Link = open_link(resolve(profile), profile.name, profile.connect_timeout_s)
+        self._link: Link = link or open_link(resolve(profile), profile.name, profile.connect_timeout_s)
         self._sftp: SFTPClient | None = None
         self._request_bytes: int | None = None
 

@@ -10,10 +10,11 @@ What a device answers is untrusted: every output is bounded, every wait has a li
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from edgecompress.errors import StepFailed, UserError
 
@@ -23,8 +24,13 @@ if TYPE_CHECKING:
 OUTPUT_LIMIT_BYTES = 16 * 2**20
 """Of each of stdout and stderr of one command: far above what the agent ever prints."""
 
-FILE_LIMIT_BYTES = 512 * 2**20
-"""Of one file read from a device: a result with every latency of a day at 1 kHz fits."""
+FILE_LIMIT_BYTES = 128 * 2**20
+"""Of one file read from a device: a result with every latency of four hours at 1 kHz fits, and as JSON it may take eight times
+its size in memory."""
+
+_TEXT_LIMIT = 4000
+
+T = TypeVar("T")
 
 
 class LinkLost(Exception):
@@ -113,3 +119,23 @@ def readable(text: bytes | str, limit: int = 2000) -> str:
         text = text[-4 * limit :].decode("utf-8", errors="replace")
     text = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text.replace("\r\n", "\n")).strip()
     return text if len(text) <= limit else "…" + text[-limit:]
+
+
+def cleaned(record: T) -> T:
+    """A record of a device with every text in it `readable`: it may reach a terminal, a report or a message."""
+    return cast(T, _cleaned(record))
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return value and (readable(value, _TEXT_LIMIT) or "?")  # what must not be empty stays so
+    if isinstance(value, tuple):
+        # latencies are a million plain integers
+        return value if all(type(v) is int for v in value) else tuple(_cleaned(v) for v in value)
+    if isinstance(value, dict):
+        return {_cleaned(k): _cleaned(v) for k, v in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(
+            value, **{f.name: _cleaned(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        )
+    return value

@@ -12,6 +12,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from edgecompress.cli.parser import parse
     from edgecompress.errors import StepFailed, UserError
 
+    os.environ.setdefault(
+        "ORT_DISABLE_TELEMETRY", "1"
+    )  # on since 1.29: names and hashes of models would go to its maker
+    os.umask(os.umask(0o022) | 0o022)  # whatever the user's is: what we leave is not for everyone to write to
     arguments = parse(argv)
     try:
         status: int = arguments.verb(arguments)

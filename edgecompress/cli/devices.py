@@ -26,13 +26,17 @@ def _named(name: str) -> DeviceProfile:
 
 
 def device_doctor(arguments: argparse.Namespace) -> int:
-    from edgecompress.board.devices import doctor
+    from edgecompress.board.doctor import doctor, document
 
-    checks = doctor(_named(arguments.device))
-    for check in checks:
-        print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
-        if check.fix:
-            print(f"      {check.fix}")
+    profile, checks = _named(arguments.device), []
+    for check in doctor(profile):
+        checks.append(check)
+        if not arguments.json:
+            print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<18} {check.detail}", flush=True)
+            if check.fix:
+                print(f"{'':<25}→ {check.fix}", flush=True)
+    if arguments.json:
+        print(json.dumps(document(profile, checks), indent=1))
     return 0 if all(check.ok for check in checks) else 1
 
 

@@ -159,12 +159,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     actions = device.add_subparsers(metavar="ACTION", required=True)
     verb("list", "The device profiles that come with edgecompress.", "devices", within=actions)
     for name, text in (
-        ("doctor", "Check everything that a measurement on the device needs, and say how to mend what is missing."),
+        ("doctor", "Look at everything that a measurement needs, before anything is copied, and say how to mend it."),
         ("trust", "Show the SHA-256 fingerprint of the device's host key and pin it."),
         ("setup", "Make a Python environment with the engines in the device's workdir."),
     ):
         action = verb(name, text, "devices", within=actions)
         action.add_argument("device", metavar="D")
+        if name == "doctor":
+            action.add_argument("--json", action="store_true", help="print the table as JSON")
         if name == "trust":
             action.add_argument(
                 "--yes", action="store_true", help="pin without asking (compare the fingerprint yourself)"

@@ -1,8 +1,7 @@
-"""trust, doctor and setup against a real server, and the profiles that are shipped."""
+"""trust and setup against a real server, and the profiles that are shipped."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,12 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from edgecompress_agent import wire
-from edgecompress_agent.store import try_lock
 
-from edgecompress.board import devices
 from edgecompress.board.agent import open_agent
-from edgecompress.board.devices import Check, doctor, setup, trust
+from edgecompress.board.devices import setup, trust
 from edgecompress.board.provision import BoardPython, _find_python, wheels
 from edgecompress.board.ssh import SshTransport
 from edgecompress.errors import StepFailed, UserError
@@ -30,10 +26,6 @@ MakeProfile = Callable[..., DeviceProfile]
 
 def never(question: str) -> bool:
     raise AssertionError(f"asked: {question}")
-
-
-def by_name(checks: list[Check]) -> dict[str, Check]:
-    return {check.name: check for check in checks}
 
 
 @pytest.mark.sshd
@@ -92,88 +84,6 @@ def test_trust_and_setup_are_not_for_this_machine(local_profile: DeviceProfile) 
         trust(local_profile, never)
     with pytest.raises(UserError, match="Python that runs edgecompress"):
         setup(local_profile)
-
-
-@pytest.mark.heavy
-def test_doctor_of_a_healthy_device(local_profile: DeviceProfile) -> None:
-    checks = by_name(doctor(local_profile))
-    assert all(c.ok for n, c in checks.items() if n not in ("temperature", "memory", "engine litert")), checks
-    assert sys.executable in checks["agent"].detail and checks["engine onnxruntime"].ok
-    assert "GB free" in checks["workdir"].detail and "not measured" in checks["sensor"].detail
-    wrong = local_profile.model_copy(update={"cpus": (4096,), "providers": ("NoSuchProvider",)})
-    checks = by_name(doctor(wrong))
-    assert not checks["cpus"].ok and not checks["providers"].ok and checks["providers"].fix
-
-
-def test_doctor_of_sick_devices(local_profile: DeviceProfile, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "bare")], check=True)
-    checks = by_name(doctor(local_profile.model_copy(update={"python": str(tmp_path / "bare/bin/python")})))
-    assert not checks["engine onnxruntime"].ok and "pip install" in checks["engine onnxruntime"].fix
-    checks = by_name(doctor(local_profile.model_copy(update={"python": str(tmp_path / "absent")})))
-    assert not checks["agent"].ok and "no Python" in checks["agent"].detail and checks["agent"].fix
-    (tmp_path / "file").touch()
-    checks = by_name(doctor(local_profile.model_copy(update={"workdir": str(tmp_path / "file")})))
-    assert not checks["agent"].ok and "cannot make" in checks["agent"].detail
-
-
-def test_doctor_says_what_auto_took_and_why(local_profile: DeviceProfile) -> None:
-    info = wire.SensorInfo("rapl", "RAPL: package-0", "cpu-package", 0.05, 1e-3, 0.05, 0, chosen_because="no meter was found",
-                           notes=("better: an INA219",))  # fmt: skip
-
-    class Answers:
-        def verb(self, *arguments: str, **others: object) -> object:
-            return wire.to_json(wire.SensorReading(info, 7_000_000))
-
-    check = devices._sensor(local_profile.model_copy(update={"sensor": "auto"}), Answers())  # type: ignore[arg-type]
-    assert check.ok and check.fix == "better: an INA219"
-    assert "RAPL: package-0: 7.000 W now" in check.detail and "chosen because no meter was found" in check.detail
-
-
-@pytest.mark.slow
-def test_doctor_reads_the_sensor_once(local_profile: DeviceProfile, tmp_path: Path) -> None:
-    (tmp_path / "trace.csv").write_text("seconds,watts\n0,2.5\n0.1,2.5\n")
-    options = {"path": str(tmp_path / "trace.csv")}
-    replayed = local_profile.model_copy(update={"sensor": "replay", "sensor_options": options, "scope": "board"})
-    for where in ("device", "host"):
-        check = by_name(doctor(replayed.model_copy(update={"meter_at": where})))["sensor"]
-        assert check.ok and "2.500 W now" in check.detail and "scope board" in check.detail, check
-        assert ("at this machine" in check.detail) == (where == "host")
-        assert "recorded by trace.csv, not at this measurement" in check.fix
-    absent = replayed.model_copy(update={"sensor_options": {"path": str(tmp_path / "none.csv")}})
-    check = by_name(doctor(absent))["sensor"]
-    assert not check.ok and "cannot be read" in check.detail
-    check = by_name(doctor(replayed.model_copy(update={"sensor_options": {"path": 3}})))["sensor"]
-    assert not check.ok and "needs the option path" in check.detail
-    lock = try_lock(Path(replayed.workdir) / "lock")  # a job has the board
-    assert lock is not None
-    check = by_name(doctor(replayed))["sensor"]
-    os.close(lock)
-    assert check.ok and "a job is running" in check.detail
-
-
-@pytest.mark.sshd
-def test_doctor_of_a_device_that_lets_nobody_in(ssh_profile: MakeProfile) -> None:
-    (check,) = doctor(ssh_profile(pinned=False))
-    assert check.name == "connection" and not check.ok and "device trust board" in check.fix
-    (check,) = doctor(ssh_profile(port=1))
-    assert check.name == "connection" and not check.ok and "refused" in check.detail
-
-
-@pytest.mark.parametrize(
-    ("throttled", "ok", "words"),
-    [
-        ("0x0", True, "now: none; since boot: none"),
-        ("0x50000", True, "since boot: under-voltage, throttled"),
-        ("0x50005", False, "now: under-voltage, throttled"),
-        ("0x8", False, "now: soft temperature limit"),
-        ("\x1b[2J", True, "not understood: ?[2J"),
-    ],
-)
-def test_what_a_raspberry_pi_says_of_throttling(throttled: str, ok: bool, words: str) -> None:
-    from edgecompress.board.devices import _throttling
-
-    (check,) = _throttling(throttled)
-    assert check.ok is ok and words in check.detail
 
 
 def test_wheels() -> None:

@@ -20,11 +20,12 @@ import pytest
 import yaml
 from edgecompress_agent import wire
 
-from edgecompress.board import bundle, hostmeter
+from edgecompress.board import bundle, hostmeter, survey
 from edgecompress.board.agent import open_agent
-from edgecompress.board.devices import _sensor, doctor
+from edgecompress.board.doctor import doctor, sensor_line
 from edgecompress.board.provision import setup
 from edgecompress.board.session import connect
+from edgecompress.board.transport import open_transport
 from edgecompress.energy import summarise
 from edgecompress.energy.trace import Readings
 from edgecompress.study import DeviceProfile
@@ -184,16 +185,26 @@ def test_doctor_reads_the_chip_and_names_every_fault(board: Board) -> None:
     def sensor(name: str, ok: bool, *words: str, **fields: Any) -> None:
         """What doctor says of the sensor, without the engines, whose import takes half a minute here."""
         profile = board.profile(**fields)
-        agent = open_agent(profile)
-        agent.bring()
-        check = _sensor(profile, agent)
-        agent.close()
+        transport = open_transport(profile)
+        seen = survey.look(profile, transport, "python3", profile.workdir, engines=False)
+        transport.close()
+        check = sensor_line(profile, seen)
         said[name] = check.detail
         assert check.ok is ok and all(word in check.detail for word in words), f"{name}: {check}"
 
     whole = {check.name: check for check in doctor(board.profile())}
     assert all(
-        whole[name].ok for name in ("connection", "agent", "engine onnxruntime", "engine litert", "workdir", "sensor")
+        whole[name].ok
+        for name in (
+            "reachable",
+            "host key",
+            "user",
+            "python",
+            "engine onnxruntime",
+            "engine litert",
+            "workdir",
+            "sensor",
+        )
     )
     said["doctor"] = "\n".join(f"{c.name}: {c.detail}" for c in whole.values())
     sensor("healthy", True, "3.500 W now", "INA219A at 0x40 on /dev/i2c-1", "scope board")

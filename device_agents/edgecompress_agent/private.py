@@ -1,0 +1,72 @@
+"""Whether the agent's directory is its user's alone. Another user of the board who may write there could have this one run an
+agent of his own, or plant a symbolic link through which a file elsewhere is overwritten.
+
+This file imports nothing of the package: the host sends its text to the board's Python before anything else is copied there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Optional
+
+OURS = ("agent", "blobs", "jobs", "wheels", "venv")
+"""What the agent, or the host for it, makes in the directory."""
+
+
+def complaint(root: str, *, mend: bool = True) -> Optional[str]:
+    """Why ROOT must not be used, with the command that mends it; None when it may be. What is not there yet may be.
+
+    ROOT itself may be a symbolic link (to a larger disk); what is inside may not. mend: a group that may write is shut out,
+    without a word: many systems give a new directory to a group that holds nobody else.
+    """
+    real = Path(root).expanduser().resolve()
+    for above in real.parents:
+        why = _open_to_all(above)
+        if why is not None:
+            return why
+    for path in [real] + [real / name for name in OURS]:
+        why = directory(path, mend=mend)
+        if why is not None:
+            return why
+    return None
+
+
+def directory(path: Path, *, mend: bool = True) -> Optional[str]:
+    """The same for one directory of the agent's."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None  # there is none, or the user cannot even look: whoever writes there is told so
+    if stat.S_ISLNK(found.st_mode):
+        return "%s is a symbolic link, and nothing of the agent's is: rm %s" % (path, path)
+    if not stat.S_ISDIR(found.st_mode):
+        return "%s is not a directory: mv %s %s.old" % (path, path, path)
+    if found.st_uid != os.geteuid():
+        return "%s belongs to another user (uid %d): set workdir to a directory of your own" % (path, found.st_uid)
+    if found.st_mode & stat.S_IWOTH:
+        return (
+            "every user there may write to %s (mode %04o), so nothing in it can be trusted: chmod -R go-w %s when you know "
+            "every file in it, or set another workdir" % (path, stat.S_IMODE(found.st_mode), path)
+        )
+    if mend and found.st_mode & stat.S_IWGRP:
+        path.chmod(stat.S_IMODE(found.st_mode) & ~stat.S_IWGRP)
+    return None
+
+
+def _open_to_all(path: Path) -> Optional[str]:
+    """Of a directory above: whoever may write there may put another one in our directory's place, unless it is sticky."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return None  # it will be made, or cannot be entered
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        return "every user there may rename what is in %s (mode %04o): chmod o-w %s" % (path, stat.S_IMODE(mode), path)
+    return None
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps({"complaint": complaint(sys.argv[1])}) + "\n")
