@@ -1,10 +1,9 @@
 """Whether the agent's directory is its user's alone. Another user of the board who may write there could have this one run an
 agent of his own, or plant a symbolic link through which a file elsewhere is overwritten.
 
-This file imports nothing of the package: the host sends its text to the board's Python before anything else is copied there.
+This file imports nothing of the package, and Python 3.6 understands it: the host sends its text to the board's Python before
+anything else is copied there, also where `device setup` is to find a newer one.
 """
-
-from __future__ import annotations
 
 import json
 import os

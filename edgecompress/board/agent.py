@@ -71,6 +71,7 @@ class Agent:
         UserError: no Python there that is new enough. StepFailed: anything else that keeps the agent from answering.
         """
         if self._hello is None:
+            self.refuse_shared(self.python)
             try:
                 self.bring()
                 found = self.ask(wire.Hello, "hello", timeout_s=_HELLO_S)
@@ -87,15 +88,14 @@ class Agent:
 
     def bring(self) -> None:
         """Bring the agent's file to the device, unless it is there. UserError: others can write to its directory there."""
-        if not self._private:
-            self._refuse_shared()
+        self.refuse_shared(self.python)
         self.again(lambda t: self._put(t, force=False))
 
-    def _refuse_shared(self) -> None:
-        """Before anything is written to the directory, or run from it."""
-        answer = self._answer(
-            "check of its directory", [self.python, "-I", "-c", bundle.source("private.py"), self.root]
-        )
+    def refuse_shared(self, python: str) -> None:
+        """Before anything is written to the agent's directory there, or run from it: UserError when others can write to it."""
+        if self._private:
+            return
+        answer = self._answer("check of its directory", [python, "-I", "-c", bundle.source("private.py"), self.root])
         if not isinstance(answer, dict) or "complaint" not in answer:
             said = readable(str(answer), 80)
             raise DeviceError(f"{self.profile.name}: its answer about {self.root} is not one: {said}")

@@ -89,6 +89,7 @@ def setup(profile: DeviceProfile, progress: Progress = SILENT, *, offline: bool 
             agent.notice = task.describe
             task.describe("looking for Python")
             base = _find_python(agent, where)
+            agent.refuse_shared(base.command)
             packages = wheels(base, where=where)
             task.advance()
             task.describe("making an environment")
