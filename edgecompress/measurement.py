@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,16 @@ def write_images(part: Part, count: int, path: Path) -> None:
 
 
 def blob(path: Path) -> wire.Blob:
-    return wire.Blob(name=path.name, sha256=file_sha256(path), bytes=path.stat().st_size)
+    """A file as a job names it. Many jobs have the same images: the hash is found once for each state of a file."""
+    found = path.stat()
+    return wire.Blob(
+        name=path.name, sha256=_sha256(path, found.st_size, found.st_mtime_ns, found.st_ino), bytes=found.st_size
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+    return file_sha256(path)
 
 
 def engine_for(profile: DeviceProfile, format: str) -> str:

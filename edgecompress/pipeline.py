@@ -7,29 +7,32 @@ step that fails is recorded with its reason, what depends on it fails with it, a
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompress import data as datasets
-from edgecompress import rounds
 from edgecompress.benches import check_before
 from edgecompress.compress.contract import asks_for_energy
-from edgecompress.errors import StepFailed, UserError
+from edgecompress.errors import UserError
+from edgecompress.measuring import Measuring
 from edgecompress.on_device import DeviceBench
 from edgecompress.plan import ArtifactNode, ModelNode, Plan, Variant, make_plan
+from edgecompress.pools import Device
 from edgecompress.progress import SILENT, Progress
-from edgecompress.records import Artifact, Measurement, ModelRecord, Round, TrainRecord
-from edgecompress.rundir import RunDir, content_key, file_sha256
+from edgecompress.records import Artifact, Measurement, ModelRecord, TrainRecord
+from edgecompress.rundir import RunDir, file_sha256
+from edgecompress.sessions import Sessions
 from edgecompress.steps import Steps
-from edgecompress.study import DeviceProfile, Step, StudySpec
+from edgecompress.study import Step, StudySpec
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgecompress.board.session import Session
     from edgecompress.compress.contract import Bench
     from edgecompress.data import Dataset
 
@@ -45,38 +48,48 @@ class Outcome:
 
 
 def run(
-    study: StudySpec, devices: dict[str, DeviceProfile], run_dir: RunDir, *, command: str, progress: Progress = SILENT
+    study: StudySpec,
+    devices: Mapping[str, Device],
+    run_dir: RunDir,
+    *,
+    command: str,
+    progress: Progress = SILENT,
+    skip_absent: bool = False,
 ) -> Outcome:
     """Do what of the study is not done yet in `run_dir`, and leave plan, records and failures there (the report is separate).
 
     Raises UserError before anything is done when the request cannot be met (no such device, host key not pinned, weights of
-    another model, an extra that is not installed).
+    another model, an extra that is not installed). skip_absent: devices that are away do not count; they are tried once more
+    when it is their turn, and then their rows say so.
     """
     from edgecompress.board.bundle import build
 
     agent_sha256 = build()[1]
     plan = make_plan(study, devices, agent_sha256=agent_sha256)
     with run_dir.locked():
-        return _Run(study, devices, run_dir, plan, progress).all(command)
+        return _Run(study, devices, run_dir, plan, progress=progress, skip_absent=skip_absent).all(command)
 
 
 class _Run:
     """One pass over a plan. Datasets, models and connections are opened when a step first needs them."""
 
     def __init__(
-        self, study: StudySpec, devices: dict[str, DeviceProfile], run_dir: RunDir, plan: Plan, progress: Progress
-    ) -> None:
+        self, study: StudySpec, devices: Mapping[str, Device], run_dir: RunDir, plan: Plan, *,
+        progress: Progress, skip_absent: bool,
+    ) -> None:  # fmt: skip
         self.study, self.devices, self.dir, self.plan, self.progress = study, devices, run_dir, plan, progress
+        self._skip_absent = skip_absent
         self._dataset: Dataset | None = None
-        self._sessions: dict[str, Session] = {}
+        self._loading = threading.Lock()
+        self._sessions = Sessions(devices, progress)
         self.steps = Steps(run_dir, progress)
 
     def all(self, command: str) -> Outcome:
-        self._check_before()
-        self.dir.write_json("plan.json", self.plan)
-        if not self.dir.path("run.json").exists():
-            self.dir.write_json("run.json", _run_facts(command))
         try:
+            self._check_before()
+            self.dir.write_json("plan.json", self.plan)
+            if not self.dir.path("run.json").exists():
+                self.dir.write_json("run.json", _run_facts(command))
             for recipe, chain in self.plan.recipes.items():
                 for node in chain:
                     self._model(recipe, node)
@@ -84,11 +97,12 @@ class _Run:
                 self._artifact(artifact)
             for artifact in self.plan.artifacts.values():
                 self.dir.drop_scratch(f"export-{artifact.model}")
-            for device in self.devices:
-                self._device([variant for variant in self.plan.variants if variant.device == device])
+            Measuring(
+                self.study, self.devices, self.dir, self.plan,
+                steps=self.steps, sessions=self._sessions, dataset=self._data, progress=self.progress,
+            ).all()  # fmt: skip
         finally:
-            for session in self._sessions.values():
-                session.close()
+            self._sessions.close()
         if self.steps.done_now:
             self.dir.write_json("run.json", _run_facts(command))
         failed = tuple(v for v in self.plan.variants if any(step in self.steps.failed for step in _steps_of(v)))
@@ -101,20 +115,17 @@ class _Run:
         for node in self.plan.artifacts.values():
             if self.dir.record("artifact", node.key, Artifact) is None:
                 check_installed(node.format)
+        measuring = []
         for name in self.devices:
             keys = [v.measurement for v in self.plan.variants if v.device == name]
-            if all(self.dir.record("measurement", key, Measurement) is not None for key in keys):
-                continue
-            try:
-                self._session(name)
-            except StepFailed as error:
-                fix = "Switch it on, or run the study without it for now: --device NAME names the devices to use."
-                raise UserError(str(error), where=f"device {name}", fix=fix) from error
+            if any(self.dir.record("measurement", key, Measurement) is None for key in keys):
+                measuring.append(name)
+        self._sessions.check(measuring, skip_absent=self._skip_absent)
         for model in {node.key: node for chain in self.plan.recipes.values() for node in chain}.values():
             if model.device is None or self.dir.record("model", model.key, ModelRecord) is not None:
                 continue
             energy = asks_for_energy(str(model.method), model.params or {})
-            check_before(model.device, str(model.format), self._session, energy=energy)
+            check_before(model.device, str(model.format), self._sessions.of, energy=energy)
 
     # --- the steps -------------------------------------------------------------------------------------------------
 
@@ -204,119 +215,18 @@ class _Run:
         )  # fmt: skip
         return replace(artifact, file=str((folder / artifact.file).relative_to(self.dir.root)))
 
-    def _device(self, variants: list[Variant]) -> None:
-        """All measurements of one device: the rounds of its variants interleaved, then each variant's rounds put together."""
-        # Recipes that lead to the same model share their measurement.
-        open_variants = {
-            v.measurement: v for v in variants if self.dir.record("measurement", v.measurement, Measurement) is None
-        }
-        total = self.study.measure.rounds
-        for number, variant in rounds.order(list(open_variants.values()), total):
-            label = f"{variant.recipe} {variant.format} on {variant.device}, round {number + 1} of {total}"
-            artifact = variant.artifact
-            needs = [("model", artifact.model), ("artifact", artifact.key), *self._rounds(variant)[:number]]
-            made = partial(self._measure, variant, number, label)
-            self.steps.do(self._rounds(variant)[number], label, Round, made, needs=needs)
-        for variant in variants:
-            step = ("measurement", variant.measurement)
-            label = f"{variant.recipe} {variant.format} on {variant.device}"
-            made_of = self._rounds(variant)
-            self.steps.do(step, label, Measurement, partial(self._put_together, variant), needs=made_of)
-            if variant.measurement in open_variants and step not in self.steps.failed:
-                for stage, key in made_of:
-                    self.dir.discard(stage, key)
-
-    def _rounds(self, variant: Variant) -> list[tuple[str, str]]:
-        """Stage and key of each round of a variant."""
-        return [("round", content_key(variant.measurement, number)) for number in range(self.study.measure.rounds)]
-
-    def _measure(self, variant: Variant, number: int, label: str) -> Round:
-        from edgecompress_agent import wire
-
-        from edgecompress import measurement, operators
-
-        artifact = self.dir.record("artifact", variant.artifact.key, Artifact)
-        assert artifact is not None
-        job, files = measurement.make_job(
-            # The run's own random name is part of it: an old answer that a device still holds is never taken for this one.
-            content_key(variant.measurement, number, artifact.sha256, self.dir.run_id),
-            self.dir.path(artifact.file),
-            self._images(),
-            normalisation=(self._data().mean, self._data().std),
-            profile=self.devices[variant.device],
-            measure=rounds.share(self.study.measure, number),
-        )
-        session = self._session(variant.device)
-        if self.study.measure.cooldown_s:
-            with self.progress.task(f"cooling before {label}", total=None):
-                time.sleep(self.study.measure.cooldown_s)
-        started = time.monotonic()
-        result = operators.measure(
-            session, job, files, self.dir.path(artifact.file), progress=self.progress, label=label
-        )
-        if result.status != "ok":
-            if result.blocks:  # it ended late: what it had measured by then is no result, and is not lost either
-                unfinished = Round(wire.to_json(job), wire.to_json(result), time.monotonic() - started)
-                self.dir.commit("unfinished", content_key(variant.measurement, number), unfinished)
-            raise StepFailed(result.reason or "the agent gave no reason")
-        return Round(wire.to_json(job), wire.to_json(result), time.monotonic() - started)
-
-    def _put_together(self, variant: Variant) -> Measurement:
-        from edgecompress_agent import wire
-
-        from edgecompress import measurement
-
-        made = [self.dir.record(stage, key, Round) for stage, key in self._rounds(variant)]
-        found = [r for r in made if r is not None]
-        result = rounds.merge([wire.from_json(wire.Result, r.result) for r in found])
-        accuracy, score_on = None, self.study.measure.score_on
-        if score_on != "none":
-            dataset = self._data()
-            part = measurement.part_of(dataset, score_on)
-            accuracy = measurement.score(result.predictions or (), part.labels, score_on, dataset.num_classes)
-        return Measurement(
-            device=variant.device,
-            job=found[0].job,
-            result=wire.to_json(result),
-            accuracy=accuracy,
-            seconds=sum(r.seconds for r in found),
-        )
-
     # --- what steps share ------------------------------------------------------------------------------------------
 
     def _data(self) -> Dataset:
-        if self._dataset is None:
-            self._dataset = datasets.load(self.study.data, seed=self.study.seed)
-            self.dir.write_json("data.json", self._dataset.record())
-        return self._dataset
-
-    def _images(self) -> Path:
-        """The images that devices are given: those to score on, or, unscored, some of the validation part for the timing."""
-        from edgecompress import measurement
-
-        measure = self.study.measure
-        name = "val" if measure.score_on == "none" else measure.score_on
-        part = measurement.part_of(self._data(), name)
-        limit = 256 if measure.score_on == "none" else measure.score_images
-        count = min(len(part), limit or len(part))
-        key = content_key("images", self.plan.data_key, name, count)
-        path = self.dir.path("files", "images", key, f"{name}.npy")
-        if not path.exists():
-            self.dir.make_folder(
-                "images", key, lambda folder: measurement.write_images(part, count, folder / path.name)
-            )
-        return path
-
-    def _session(self, device: str) -> Session:
-        if device not in self._sessions:
-            from edgecompress.board.session import connect
-
-            self._sessions[device] = connect(self.devices[device])
-        return self._sessions[device]
+        with self._loading:
+            if self._dataset is None:
+                self._dataset = datasets.load(self.study.data, seed=self.study.seed)
+                self.dir.write_json("data.json", self._dataset.record())
+            return self._dataset
 
     def _bench(self, device: str | None, format: str) -> Bench:
         """What a step measures with while it works, on a device of this run: the first one unless it names another."""
-        session = self._session(next(iter(self.devices)) if device is None else device)
+        session = self._sessions.of(next(iter(self.devices)) if device is None else device)
         return DeviceBench(session, format, threads=self.study.measure.threads, progress=self.progress)
 
     def _make_again(self, stage: str, key: str, file: str) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 from edgecompress import data, plugins
 from edgecompress.errors import UserError
+from edgecompress.pools import Device, document_of, facts_of, members_of
 from edgecompress.rundir import content_key, file_sha256
-from edgecompress.study import DeviceProfile, Step, StudySpec
+from edgecompress.study import Step, StudySpec
 
 PACKAGE = Path(__file__).resolve().parent
 _OTHER_CODE = re.compile(r"^\s*from edgecompress\.((?:compress|coding)\.[\w.]+) import", re.MULTILINE)
@@ -57,7 +58,7 @@ EXPORT_CODE = (
     "data",
     "records.py",
 )
-MEASURE_CODE = ("measurement.py", "rounds.py", "records.py", "operators.py")
+MEASURE_CODE = ("measurement.py", "rounds.py", "dealing.py", "records.py", "operators.py")
 DEVICE_STEP_CODE = (
     *EXPORT_CODE, *MEASURE_CODE, "channel_sweep.py", "sweep_networks.py", "latency_search.py", "on_device.py", "stats.py",
     "small_networks.py", "energy",
@@ -136,8 +137,8 @@ def versions(*packages: str) -> dict[str, str | None]:
     return found
 
 
-def make_plan(study: StudySpec, devices: dict[str, DeviceProfile], *, agent_sha256: str) -> Plan:
-    """The plan of a study on these devices (name → profile)."""
+def make_plan(study: StudySpec, devices: dict[str, Device], *, agent_sha256: str) -> Plan:
+    """The plan of a study on these devices (name → profile or pool)."""
     data_key = content_key(
         "data", study.data.model_dump(mode="json"), data.fingerprint(study.data), study.seed, code_hash(["data"])
     )
@@ -148,20 +149,20 @@ def make_plan(study: StudySpec, devices: dict[str, DeviceProfile], *, agent_sha2
     variants = []
     for recipe, chain in recipes.items():
         for form in study.formats:
-            for device, profile in devices.items():
-                artifact = _artifact(chain[-1].key, form, profile, data_key)
+            for name, device in devices.items():
+                artifact = _artifact(chain[-1].key, form, device, data_key)
                 variants.append(
                     Variant(
                         recipe,
                         form,
-                        device,
+                        name,
                         artifact,
-                        _measurement(artifact.key, study, profile, data_key, agent_sha256),
+                        _measurement(artifact.key, study, device, data_key, agent_sha256),
                     )
                 )
     return Plan(
         study=study.model_dump(mode="json"),
-        devices={name: profile.model_dump(mode="json") for name, profile in devices.items()},
+        devices={name: document_of(device) for name, device in devices.items()},
         data_key=data_key,
         recipes=recipes,
         variants=tuple(variants),
@@ -185,7 +186,7 @@ def _chain(
     baseline: ModelNode,
     steps: tuple[Step, ...],
     study: StudySpec,
-    devices: dict[str, DeviceProfile],
+    devices: dict[str, Device],
     agent_sha256: str,
     *,
     where: str,
@@ -201,7 +202,7 @@ def _chain(
         if form is not None:
             device = _device_of_step(step.method, device, devices, where)
             parts += [
-                devices[device].model_dump(mode="json"),
+                facts_of(devices[device]),
                 study.measure.threads,
                 agent_sha256,
                 code_hash(DEVICE_STEP_CODE),
@@ -210,7 +211,7 @@ def _chain(
     return tuple(chain)
 
 
-def _device_of_step(method: str, named: str | None, devices: dict[str, DeviceProfile], where: str) -> str:
+def _device_of_step(method: str, named: str | None, devices: dict[str, Device], where: str) -> str:
     if named is None:
         return next(iter(devices))
     if named not in devices:
@@ -246,17 +247,17 @@ def _file_hashes(params: Any) -> list[str]:
     return [h for v in params for h in _file_hashes(v)] if isinstance(params, (list, tuple)) else []
 
 
-def _artifact(model_key: str, form: str, profile: DeviceProfile, data_key: str) -> ArtifactNode:
+def _artifact(model_key: str, form: str, device: Device, data_key: str) -> ArtifactNode:
     exporter = plugins.find("edgecompress.export", form.replace("-", "_"), attribute="export", kind="format")
     # Only an ONNX int8 file has a choice of activation type; the others are shared between devices.
-    activation_type = profile.int8_activations if exporter.INT8 and exporter.FILE_TYPE == "onnx" else None
+    activation_type = members_of(device)[0].int8_activations if exporter.INT8 and exporter.FILE_TYPE == "onnx" else None
     tools = versions("torch", "onnx", "onnxruntime", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")
     key = content_key("artifact", model_key, form, activation_type, data_key, code_hash(EXPORT_CODE), tools)
     return ArtifactNode(key, model_key, form, activation_type)
 
 
-def _measurement(artifact_key: str, study: StudySpec, profile: DeviceProfile, data_key: str, agent_sha256: str) -> str:
+def _measurement(artifact_key: str, study: StudySpec, device: Device, data_key: str, agent_sha256: str) -> str:
     return content_key(
-        "measurement", artifact_key, profile.model_dump(mode="json"), study.measure.model_dump(mode="json"), data_key, agent_sha256,
+        "measurement", artifact_key, facts_of(device), study.measure.model_dump(mode="json"), data_key, agent_sha256,
         code_hash(MEASURE_CODE),
     )  # fmt: skip

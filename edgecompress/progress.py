@@ -12,6 +12,10 @@ class Task(Protocol):
 
     def describe(self, text: str) -> None: ...
 
+    def restart(self, label: str, total: float) -> None:
+        """Stand at the beginning of something else."""
+        ...
+
 
 class Progress(Protocol):
     def task(self, label: str, total: float | None) -> AbstractContextManager[Task]: ...
@@ -24,6 +28,9 @@ class _SilentTask:
         pass
 
     def describe(self, text: str) -> None:
+        pass
+
+    def restart(self, label: str, total: float) -> None:
         pass
 
 

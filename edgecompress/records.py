@@ -136,11 +136,16 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Round:
-    """One round of a measurement: what was asked and the agent's whole answer (`wire.Job`, `wire.Result` as JSON)."""
+    """One round of a measurement: what was asked and the agent's whole answer (`wire.Job`, `wire.Result` as JSON).
+
+    member: the board that measured, by its profile's name: of a pool one of its members, else the device itself (None in
+    a run of an older version).
+    """
 
     job: dict[str, Any]
     result: dict[str, Any]
     seconds: float
+    member: str | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,7 @@ class Measurement:
     """One variant on one device, all rounds: the first job, and the answers put together, raw. `result`: a `wire.Result`.
 
     correct: as in Accuracy, from the predictions that the device made on the exported file. None: not scored.
+    member: as in Round.
     """
 
     device: str
@@ -156,6 +162,7 @@ class Measurement:
     accuracy: Accuracy | None
     seconds: float
     warnings: tuple[str, ...] = ()
+    member: str | None = None
 
 
 @dataclass(frozen=True)

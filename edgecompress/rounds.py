@@ -8,22 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
-from typing import TypeVar
 
 from edgecompress_agent import wire
 
 from edgecompress.study import MeasureSpec
-
-Item = TypeVar("Item")
-
-
-def order(items: Sequence[Item], rounds: int) -> Iterator[tuple[int, Item]]:
-    """(round, item): all items forwards, then backwards, then forwards …"""
-    for number in range(rounds):
-        for item in items if number % 2 == 0 else reversed(items):
-            yield number, item
 
 
 def share(measure: MeasureSpec, number: int) -> MeasureSpec:

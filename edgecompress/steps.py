@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -17,12 +18,14 @@ StepId = tuple[str, str]
 
 
 class Steps:
-    """The bookkeeping of one pass: `failed` holds what failed in it, by stage and key."""
+    """The bookkeeping of one pass: `failed` holds what failed in it, by stage and key. Several threads may do steps at once,
+    as long as no two of them do the same one."""
 
     def __init__(self, run_dir: RunDir, progress: Progress) -> None:
         self._dir, self._progress = run_dir, progress
         self.done_now = self.done_before = 0
         self.failed: dict[StepId, Failure] = {}
+        self._counting = threading.Lock()
 
     def do(
         self,
@@ -39,7 +42,8 @@ class Steps:
         needs: steps whose failure is this one's. raises: errors that end the whole run, since nothing else can be done.
         """
         if self._dir.record(*step, kind) is not None:
-            self.done_before += 1
+            with self._counting:
+                self.done_before += 1
             return
         reasons = [self.failed[need] for need in needs if need in self.failed]
         if reasons:
@@ -58,7 +62,8 @@ class Steps:
         else:
             self._dir.commit(*step, record)
             self._dir.drop_scratch(step[1])
-            self.done_now += 1
+            with self._counting:
+                self.done_now += 1
             return
         self._progress.say(f"{label}: failed: {failure.reason}")
         self._fail(step, failure)

@@ -179,19 +179,29 @@ def shipped_profiles(kind: str) -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
-def read_device(name_or_file: str, *, base: Path | None = None, where: str = "") -> DeviceProfile:
-    """A device profile by its shipped name, or from a file (relative to `base`, default the current directory)."""
+def device_file(name_or_file: str, *, base: Path | None = None, where: str = "") -> Path:
+    """The file of a device: a shipped name's, or the path itself (relative to `base`, default the current directory)."""
     base = base or Path()
     shipped = shipped_profiles("devices")
     if name_or_file.endswith((".yaml", ".yml")) or "/" in name_or_file:
         path = Path(name_or_file).expanduser()
-        path = path if path.is_absolute() else base / path
-    elif name_or_file in shipped:
-        path = shipped[name_or_file]
-    else:
+        return path if path.is_absolute() else base / path
+    if name_or_file in shipped:
+        return shipped[name_or_file]
+    raise UserError(
+        f"unknown device {name_or_file!r}",
+        where=where,
+        fix=near_misses(name_or_file, shipped) + " Or give a .yaml file.",
+    )
+
+
+def read_device(name_or_file: str, *, base: Path | None = None, where: str = "") -> DeviceProfile:
+    """A device profile by its shipped name, or from a file (relative to `base`, default the current directory)."""
+    path = device_file(name_or_file, base=base, where=where)
+    raw = read_yaml(path)
+    if "pool" in raw:
+        boards = ", ".join(map(str, raw["pool"])) if isinstance(raw["pool"], list) else "see its file"
         raise UserError(
-            f"unknown device {name_or_file!r}",
-            where=where,
-            fix=near_misses(name_or_file, shipped) + " Or give a .yaml file.",
+            "is a pool of boards, and one board is needed here", where=str(path), fix=f"Name one of them: {boards}."
         )
-    return validate(DeviceProfile, read_yaml(path), where=str(path), base=path.resolve().parent)
+    return validate(DeviceProfile, raw, where=str(path), base=path.resolve().parent)

@@ -19,6 +19,7 @@ from edgecompress.board import bundle
 from edgecompress.board.transport import (
     DeviceError,
     LinkLost,
+    OutOfReach,
     Transport,
     cleaned,
     command,
@@ -27,7 +28,7 @@ from edgecompress.board.transport import (
     open_transport,
     readable,
 )
-from edgecompress.errors import StepFailed, UserError
+from edgecompress.errors import UserError
 from edgecompress.study import DeviceProfile
 
 T = TypeVar("T")
@@ -35,6 +36,8 @@ Record = TypeVar("Record")
 
 OLDEST_PYTHON = (3, 8)
 VERB_S = 60.0
+LINK_LOST = "link lost"
+"""How a notice of `Agent.again` begins."""
 _HELLO_S = 180.0
 """The agent imports every engine once, each in a process of its own: tensorflow takes a minute on a slow card."""
 
@@ -68,7 +71,7 @@ class Agent:
     def hello(self) -> wire.Hello:
         """What the device is and has: Python, engines, conditions. Brings the agent there first. Asked once a session.
 
-        UserError: no Python there that is new enough. StepFailed: anything else that keeps the agent from answering.
+        UserError: no Python there that is new enough. OutOfReach, DeviceError: what keeps the agent from answering.
         """
         if self._hello is None:
             self.refuse_shared(self.python)
@@ -205,8 +208,8 @@ class Agent:
                 left_s = lost_at + self.profile.reconnect_s - now
                 if left_s <= 0:
                     tried = f"; tried again for {self.profile.reconnect_s:g} s" if self.profile.reconnect_s else ""
-                    raise StepFailed(f"{error}{tried}. What runs there goes on; run again to collect it.") from error
-                self.notice(f"link lost, connecting again for {left_s:.0f} s")
+                    raise OutOfReach(f"{error}{tried}. What runs there goes on; run again to collect it.") from error
+                self.notice(f"{LINK_LOST}, connecting again for {left_s:.0f} s")
                 time.sleep(min(pause_s, left_s))
                 pause_s = min(pause_s * 2, 10.0)
 
@@ -248,11 +251,11 @@ def python_hint(profile: DeviceProfile) -> str:
 
 
 def open_agent(profile: DeviceProfile) -> Agent:
-    """Connect to a device. UserError: a person has to act first (host key, login). StepFailed: it does not answer."""
+    """Connect to a device. UserError: a person has to act first (host key, login). OutOfReach: it does not answer."""
     try:
         transport = open_transport(profile)
     except LinkLost as error:
-        raise StepFailed(f"{error}. Is it on, and are host and port right?") from None
+        raise OutOfReach(f"{error}. Is it on, and are host and port right?") from None
     try:
         return Agent(profile, transport)
     except BaseException:

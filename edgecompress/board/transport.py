@@ -41,6 +41,10 @@ class DeviceError(StepFailed):
     """The device answered, and what it answered ends the step: it cannot do it, or it breaks the protocol."""
 
 
+class OutOfReach(StepFailed):
+    """The device was not reached, or its link was lost and did not come back within `reconnect_s`."""
+
+
 @dataclass(frozen=True)
 class Completed:
     """A command that ended. status: its exit status; negative (minus the signal where that is known) if a signal ended it."""

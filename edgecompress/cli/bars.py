@@ -39,7 +39,8 @@ def progress() -> Iterator[Progress]:
 
 class _Lines(Silent):
     def say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{text}\n")  # in one piece: several boards may have something to say at once
+        sys.stderr.flush()
 
 
 class _Bars:
@@ -69,3 +70,7 @@ class _BarTask:
 
     def describe(self, text: str) -> None:
         self._bars.update(self._identifier, description=f"{self._label}: {text}")
+
+    def restart(self, label: str, total: float) -> None:
+        self._label = label
+        self._bars.reset(self._identifier, total=total, description=label)

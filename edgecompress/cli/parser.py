@@ -55,6 +55,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--device", action="append", metavar="NAME_OR_FILE", help="instead of the study's devices; may be repeated"
     )
     run.add_argument(
+        "--skip-absent",
+        action="store_true",
+        help="devices that cannot be reached now do not stop the study: their rows say why",
+    )
+    run.add_argument(
         "--set",
         action="append",
         default=[],

@@ -13,17 +13,18 @@ from edgecompress.errors import UserError
 
 def run(arguments: argparse.Namespace) -> int:
     from edgecompress import pipeline
+    from edgecompress.pools import Device, read_device_or_pool
     from edgecompress.report import collect, terminal, write_all
     from edgecompress.rundir import RunDir
-    from edgecompress.studyfile import read_device, read_study
+    from edgecompress.studyfile import read_study
 
     # The study's own folder first: a model of one's own, `package.module:callable`, lies beside the study.
     sys.path.insert(0, str(arguments.study.resolve().parent))
     study = read_study(arguments.study, arguments.settings)
     base, names = (Path(), arguments.device) if arguments.device else (arguments.study.resolve().parent, study.devices)
-    devices = {}
+    devices: dict[str, Device] = {}
     for name in names:
-        profile = read_device(name, base=base, where=str(arguments.study))
+        profile = read_device_or_pool(name, base=base, where=str(arguments.study))
         if profile.name in devices:
             raise UserError(
                 f"two devices are named {profile.name!r}",
@@ -34,7 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
     run_dir = RunDir(arguments.out or Path("runs") / study.name)
     command = shlex.join(["edgecompress", "run", str(arguments.study), *_options(arguments)])
     with progress() as bars:
-        outcome = pipeline.run(study, devices, run_dir, command=command, progress=bars)
+        outcome = pipeline.run(
+            study, devices, run_dir, command=command, progress=bars, skip_absent=arguments.skip_absent
+        )
         report = collect(run_dir)
         files = write_all(report, run_dir)
     print(terminal.table(report))
@@ -50,6 +53,7 @@ def _options(arguments: argparse.Namespace) -> list[str]:
     options = [] if arguments.out is None else ["--out", str(arguments.out)]
     for device in arguments.device or []:
         options += ["--device", device]
+    options += ["--skip-absent"] if arguments.skip_absent else []
     for setting in arguments.settings:
         options += ["--set", setting]
     return options

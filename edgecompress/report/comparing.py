@@ -164,7 +164,11 @@ def _consequences(entry: Entry, by_key: dict[tuple[str, str, str], Entry], basel
     others = [by_key.get((baseline or "", form, device)) for form in (row["format"], float_format(row["format"]))]
     for other in {id(o): o for o in (partner, *others) if o and o is not entry}.values():
         if entry.result and other.result and entry.blocks_ms and other.blocks_ms:
-            for text in findings.difference_warnings(entry.result, other.result, entry.before, other.before):
+            across = findings.board_warnings(row["member"], other.row["member"])
+            for text in (
+                *across,
+                *findings.difference_warnings(entry.result, other.result, entry.before, other.before),
+            ):
                 row["warnings"].append(f"against {other.name}: {text}")
 
 

@@ -30,6 +30,7 @@ recipe | text | name of the recipe in the study
 steps | list | the recipe's steps in order, as the study asked: objects of `method` and `params` (defaults filled in)
 format | text | export format: onnx-fp32, onnx-int8, tflite-fp32, tflite-int8
 device | text | name of the device profile
+member | text | the board that measured, by its profile's name: of a pool one of its members, else `device`
 status | text | `ok`; `failed` (see `reason`); `not-measured` (there is no measurement yet)
 reason | text | why the status is not `ok`: the stage that failed and what it said
 params | count | parameters of the model, zeros included
@@ -171,7 +172,8 @@ created_unix_s | s | when it was written, seconds since 1970
 command | text | the command that made it
 study | object | the study with all defaults filled in
 data | object | the dataset: sizes, normalisation, augmentation, classes, indices of the calibration images
-devices | object | name → the device's profile, without how it is reached (host, user, keys)
+devices | object | name → the device's profile, without how it is reached (host, user, keys); of a pool what \
+    its boards have in common, and `pool`: their profiles
 host | object | the machine that trained, compressed and exported: system, Python, versions of its tools
 confidence | fraction | of every interval
 rows | list | one object for each recipe × format × device of the study, failed ones included

@@ -136,6 +136,13 @@ def difference_warnings(
     return [*warnings, *_warm_differences(_warm(own), _warm(other))]
 
 
+def board_warnings(own: str | None, other: str | None) -> list[str]:
+    """What two boards of a pool add to a comparison: no interval holds how much they differ."""
+    if own is None or other is None or own == other:
+        return []
+    return [f"compared across boards: {own} here, {other} there, and how much they differ is in no interval"]
+
+
 def _warm(result: wire.Result) -> wire.Conditions | None:
     """The device when the first timing began: idle clocks before it tell nothing."""
     return next((c for c in result.conditions if c.phase == "warm"), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,10 +57,7 @@ def document(report: ReportInput) -> dict[str, Any]:
         "command": report.command,
         "study": report.study,
         "data": report.data,
-        "devices": {
-            name: {k: v for k, v in profile.items() if k not in CONNECTION_KEYS}
-            for name, profile in report.devices.items()
-        },
+        "devices": {name: _without_connection(profile) for name, profile in report.devices.items()},
         "host": report.host,
         "confidence": stats.CONFIDENCE,
         "rows": made,
@@ -68,6 +66,13 @@ def document(report: ReportInput) -> dict[str, Any]:
     }
     cleaned: dict[str, Any] = _writable(document)
     return cleaned
+
+
+def _without_connection(profile: dict[str, Any]) -> dict[str, Any]:
+    kept = {k: v for k, v in profile.items() if k not in CONNECTION_KEYS}
+    if "pool" in kept:
+        kept["pool"] = [_without_connection(member) for member in kept["pool"]]
+    return kept
 
 
 def rows(report: ReportInput) -> list[Row]:
@@ -207,6 +212,7 @@ def _artifact_fields(row: Row, artifact: Artifact) -> None:
 def _measured_fields(row: Row, measured: Measurement, result: wire.Result) -> None:
     job = wire.from_json(wire.Job, measured.job)
     row |= {"threads": job.threads, "cpus": to_json(job.cpus), "measured_unix_s": result.started_unix_s}
+    row["member"] = measured.member
     row |= {"conditions": wire.to_json(result.conditions), "agent_sha256": result.agent_sha256}
     if result.engine is not None:
         row["engine"] = f"{result.engine.name} {result.engine.version}"
@@ -255,6 +261,8 @@ def _device_findings(name: str, profile: dict[str, Any], entries: list[Entry]) -
         for key in ("cpu_model", "cpus_online", "machine", "kernel", "os", "python", "power_mode"):
             facts[key] = getattr(first, key)
         facts["governors"] = sorted(set(first.governors or ())) or None
+    members = Counter(e.row["member"] for e in measured if e.row["member"] not in (None, name))
+    facts["members"] = [f"{member} ({count})" for member, count in sorted(members.items())] or None
     facts["engines"] = sorted({e.row["engine"] for e in measured if e.row["engine"]})
     facts |= energies.device_facts([e.row for e in measured])
     shared = (

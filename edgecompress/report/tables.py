@@ -102,7 +102,7 @@ def _result_cells(row: Row, key: str, several: bool, energy: bool) -> tuple[Cell
     if row["status"] != "ok":
         best = Cell(row["status"].replace("-", " "), sort=1, tone="bad")
     cells = [Cell(w.plain(row["recipe"]), link=key), Cell(w.plain(row["format"]))]
-    cells += [Cell(w.plain(row["device"]))] if several else []
+    cells += [Cell(w.board(row))] if several else []
     cells += [
         best,
         Cell(w.percent(row["top1"]), w.percent_interval(row["top1_low"], row["top1_high"]), row["top1"]),
@@ -185,7 +185,7 @@ def comparison(document: dict[str, Any], kind: str, several: bool) -> Table:
             continue
         accuracy, speed = c["accuracy_verdict"], c["speed_verdict"]
         cells = [Cell(w.plain(row["recipe"])), Cell(w.plain(row["format"]))]
-        cells += [Cell(w.plain(row["device"]))] if several else []
+        cells += [Cell(w.board(row))] if several else []
         interval = w.points_interval(c["accuracy_difference_low"], c["accuracy_difference_high"])
         missing = w.plain(c["reason"] or "")
         cells += [

@@ -227,6 +227,7 @@ def _measured(row: dict[str, Any]) -> Pairs:
     if row["engine"] is None:
         return ()
     return _pairs(
+        ("Board", row["member"] if row["member"] not in (None, row["device"]) else None),
         ("Engine", f"{row['engine']} ({row['engine_package']})"),
         ("Providers", w.value_text(row["providers"]) if row["providers"] else None),
         ("Threads", str(row["threads"])),

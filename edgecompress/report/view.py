@@ -40,7 +40,7 @@ class View:
 def make(document: dict[str, Any]) -> View:
     """The view of a results.json document."""
     rows = document["rows"]
-    several = len({r["device"] for r in rows}) > 1
+    several = len({w.board(r) for r in rows}) > 1
     failures = tuple((variant_name(r, several), w.plain(r["reason"])) for r in rows if r["status"] != "ok")
     comparisons = [comparison(document, kind, several) for kind in ("vs_baseline", "vs_float")]
     return View(
@@ -171,7 +171,13 @@ def _recipes(document: dict[str, Any]) -> tuple[tuple[str, tuple[str, ...]], ...
 
 
 def _device(finding: Row) -> Detail:
-    labels = {**CONDITIONS, "engines": "Engines", "energy": "Energy", "power_sensor": "Power sensor"}
+    labels = {
+        **CONDITIONS,
+        "engines": "Engines",
+        "members": "Measured by",
+        "energy": "Energy",
+        "power_sensor": "Power sensor",
+    }
     facts = tuple((labels[key], w.value_text(v)) for key, v in finding["facts"].items() if v not in (None, []))
     return Detail(
         w.plain(finding["device"]),

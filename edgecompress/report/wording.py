@@ -15,6 +15,12 @@ def plain(text: object) -> str:
     return " ".join(kept.split())
 
 
+def board(row: dict[str, Any]) -> str:
+    """The device of a row, and the board that measured where that is one of several."""
+    device, member = row["device"], row["member"]
+    return plain(device if member in (None, device) else f"{device} ({member})")
+
+
 def percent(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.2f} %"
 

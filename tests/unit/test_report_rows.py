@@ -14,7 +14,7 @@ from edgecompress_agent import wire
 
 from edgecompress import stats
 from edgecompress.records import Artifact, Failure, Measurement
-from edgecompress.report import fields, findings, rows
+from edgecompress.report import fields, findings, render, rows
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "results-format.md"
 Rows = dict[tuple[str, str], dict[str, Any]]
@@ -436,3 +436,24 @@ def test_the_documentation_of_the_format_is_that_of_the_code(table: tuple[fields
     lines = [f"| `{f.name}` | {f.unit} | {f.meaning} |" for f in table]
     assert "\n".join(lines) in text
     assert re.search(rf"schema_version.*\b{fields.SCHEMA_VERSION}\b", text)
+
+
+def test_the_board_of_a_pool_is_named_and_two_boards_are_not_compared_without_a_warning() -> None:
+    report = case.report_input()
+    boards = {"baseline": "pi-a", "student": "pi-b"}
+    measured = {
+        key: dataclasses.replace(m, member=boards.get(key[0], "pi-a")) if isinstance(m, Measurement) else m
+        for key, m in report.measurements.items()
+    }
+    profile = {"name": "pi-a", "host": "10.0.0.7", "user": "pi", "known_hosts": "/home/me/known", "sensor": "none"}
+    pool = {**report.devices["local"], "pool": [profile]}
+    document = rows.document(dataclasses.replace(report, measurements=measured, devices={"local": pool}))
+    made = {(r["recipe"], r["format"]): r for r in document["rows"]}
+    other = next(name for name in case.RECIPES if boards.get(name) == "pi-b")
+    said = "compared across boards: pi-b here, pi-a there, and how much they differ is in no interval"
+    assert any(said in text for text in made[other, "onnx-fp32"]["warnings"])
+    assert not any("across boards" in text for text in made["baseline", "onnx-int8"]["warnings"])
+    assert "10.0.0.7" not in json.dumps(document) and "/home/me" not in json.dumps(document)
+    assert "local (pi-b)" in render(document, "html") and "local (pi-b)" in render(document, "md").replace("\\", "")
+    (found,) = document["findings"]
+    assert any(text.startswith("pi-b (") for text in found["facts"]["members"])

@@ -1,0 +1,378 @@
+"""The measurements of a study: all boards at the same time, one job per board, one thread and one session for each.
+
+This machine, as a device, is measured when the boards are done, and alone: what it does for them would disturb it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgecompress import rounds
+from edgecompress.board_line import BoardLine, Overall
+from edgecompress.dealing import Deal, Stopped
+from edgecompress.errors import StepFailed, UserError
+from edgecompress.plan import Plan, Variant
+from edgecompress.pools import Device, members_of
+from edgecompress.progress import Progress
+from edgecompress.records import Artifact, Measurement, Round
+from edgecompress.rundir import RunDir, content_key
+from edgecompress.sessions import Sessions
+from edgecompress.steps import StepId, Steps
+from edgecompress.study import DeviceProfile, StudySpec
+
+if TYPE_CHECKING:
+    from edgecompress.data import Dataset
+
+_GRACE_S = 5.0
+"""How long an interrupted run waits for its threads; one that is in the middle of a transfer is left behind."""
+
+_TROUBLES = 2
+"""Jobs in a row that failed by a board's own fault, after which a pool does without it."""
+
+
+class _JobFailed(StepFailed):
+    """The board did its part and answered that the job failed: no fault of the board, and no reason to ask another one."""
+
+
+class _Elsewhere(Exception):
+    """The board failed in this job, and there is another one to ask."""
+
+
+@dataclass
+class _Lane:
+    """One device under way: what is to be measured, and by which board."""
+
+    device: str
+    variants: list[Variant]
+    deal: Deal[Variant]
+    boards: int
+    earlier: dict[Variant, str] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def board_ended(self) -> bool:
+        """Whether it was the last one."""
+        with self.lock:
+            self.boards -= 1
+            return self.boards == 0
+
+
+class Measuring:
+    """One pass over the measurements of a plan. dataset: loads the study's data, once, whatever thread asks."""
+
+    def __init__(
+        self, study: StudySpec, devices: Mapping[str, Device], run_dir: RunDir, plan: Plan, *, steps: Steps,
+        sessions: Sessions, dataset: Callable[[], Dataset], progress: Progress,
+    ) -> None:  # fmt: skip
+        self._study, self._devices, self._dir, self._plan = study, devices, run_dir, plan
+        self._steps, self._sessions, self._data, self._progress = steps, sessions, dataset, progress
+        self._stopped = threading.Event()
+        self._errors: list[BaseException] = []
+        self._writing_images = threading.Lock()
+        self._places: dict[tuple[str, ...], threading.Lock] = {}
+
+    def all(self) -> None:
+        """Measure what is not measured yet, and put the rounds together. Every variant ends with a record or a failure."""
+        here = [name for name, d in self._devices.items() if all(m.transport == "local" for m in members_of(d))]
+        for names in ([name for name in self._devices if name not in here], *([name] for name in here)):
+            self._wave(names)
+
+    def _wave(self, names: Sequence[str]) -> None:
+        lanes = []
+        for name in names:
+            lane = self._lane(name)
+            if lane.variants:
+                lanes.append(lane)
+            else:
+                self._put_all_together(name)
+        boards = [(lane, member) for lane in lanes for member in members_of(self._devices[lane.device])]
+        for _, member in boards:
+            self._places.setdefault(_place(member), threading.Lock())
+        with ExitStack() as stack:
+            overall = None
+            if len(boards) > 1:
+                total = sum(len(lane.variants) for lane in lanes) * self._study.measure.rounds
+                overall = Overall(stack.enter_context(self._progress.task("measuring", total)), len(boards))
+            threads = {
+                threading.Thread(
+                    target=self._thread, args=(lane, member, overall), name=f"measure on {member.name}", daemon=True
+                ): (lane.device, member.name)
+                for lane, member in boards
+            }
+            self._run(threads)
+
+    def _run(self, threads: dict[threading.Thread, tuple[str, str]]) -> None:
+        """Start them and wait. When one has an error of its own, or a person interrupts, all are ended first."""
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            self._stopped.set()
+            until = time.monotonic() + _GRACE_S
+            for thread, board in threads.items():
+                if thread.ident is not None:
+                    thread.join(max(0.0, until - time.monotonic()))
+                if thread.is_alive():  # it closes its session itself, or ends with the process
+                    self._sessions.forget(*board)
+        if self._errors:
+            raise self._errors[0]
+        self._stopped.clear()
+
+    def _thread(self, lane: _Lane, member: DeviceProfile, overall: Overall | None) -> None:
+        try:
+            with self._progress.task(member.name, total=1.0) as task:
+                line = BoardLine(member.name, task, self._progress, self._stopped)
+                self._board(lane, member, line, overall)
+        except Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised again by the main thread
+            self._errors.append(error)
+            self._stopped.set()
+        finally:
+            self._sessions.drop(lane.device, member.name)
+            if overall is not None:
+                overall.board_ended()
+
+    def _board(self, lane: _Lane, member: DeviceProfile, line: BoardLine, overall: Overall | None) -> None:
+        """Measure on one board until nothing is left for it, or its pool does without it."""
+        board, troubles, measured, failed = member.name, 0, 0, 0
+        if self._is_away(lane, member, line):
+            return
+        while True:
+            line.restart("waiting for work", 1.0)
+            job = lane.deal.next(board)
+            if job is None:
+                break
+            number, variant = job
+            with self._alone(member, line):
+                trouble = self._round(lane, member, number, variant, line)
+            if overall is not None:
+                overall.round_ended()
+            if self._rounds(variant)[number] in self._steps.failed:
+                failed += 1
+            else:
+                measured += trouble is None
+            troubles = 0 if trouble is None else troubles + 1
+            lost = isinstance(trouble, _out_of_reach())
+            if trouble is not None and (lost or troubles >= _TROUBLES) and self._leaves(lane, member, line, trouble):
+                return
+        if overall is not None:
+            said = f"{measured} round{'' if measured == 1 else 's'} measured"
+            line.say(f"done: {said}, {failed} failed" if failed else f"done: {said}")
+        if lane.board_ended():
+            self._put_all_together(lane.device)
+
+    def _is_away(self, lane: _Lane, member: DeviceProfile, line: BoardLine) -> bool:
+        """Whether the pool has to do without a board from the beginning: it shall not take work that it cannot do. The last
+        board, and one that is a device by itself, take it all the same, so that every row has its reason."""
+        if len(members_of(self._devices[lane.device])) == 1:
+            return False
+        line.restart("connecting", 1.0)
+        try:
+            self._sessions.get(lane.device, member)
+        except (StepFailed, UserError) as error:
+            return self._leaves(lane, member, line, error)
+        return False
+
+    def _leaves(self, lane: _Lane, member: DeviceProfile, line: BoardLine, trouble: Exception) -> bool:
+        if not lane.deal.leave(member.name):
+            return False
+        line.say(f"{lane.device} goes on without it: {str(trouble).splitlines()[0]}")
+        lane.board_ended()
+        return True
+
+    @contextmanager
+    def _alone(self, member: DeviceProfile, line: BoardLine) -> Iterator[None]:
+        """With the board to oneself: two profiles may describe the same one."""
+        lock = self._places[_place(member)]
+        if not lock.acquire(blocking=False):
+            line.restart("waiting: its board is measuring for another device", 1.0)
+            while not lock.acquire(timeout=0.5):
+                line.advance(0)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # --- what is measured ------------------------------------------------------------------------------------------
+
+    def _variants(self, device: str) -> list[Variant]:
+        return [variant for variant in self._plan.variants if variant.device == device]
+
+    def _lane(self, device: str) -> _Lane:
+        # Recipes that lead to the same model share their measurement.
+        open_variants = {
+            v.measurement: v
+            for v in self._variants(device)
+            if self._dir.record("measurement", v.measurement, Measurement) is None
+        }
+        begun = {}
+        for variant in open_variants.values():
+            made = [self._dir.record(stage, key, Round) for stage, key in self._rounds(variant)]
+            if made[0] is not None and made[0].member is not None:
+                board = made[0].member
+                count = next((i for i, r in enumerate(made) if r is None or r.member != board), len(made))
+                begun[variant] = (board, count)
+        members = members_of(self._devices[device])
+        items = list(open_variants.values())
+        deal = Deal(items, self._study.measure.rounds, [m.name for m in members], self._stopped, begun)
+        return _Lane(device, items, deal, len(members))
+
+    def _rounds(self, variant: Variant) -> list[StepId]:
+        """Stage and key of each round of a variant."""
+        return [("round", content_key(variant.measurement, number)) for number in range(self._study.measure.rounds)]
+
+    def _round(
+        self, lane: _Lane, member: DeviceProfile, number: int, variant: Variant, line: BoardLine
+    ) -> Exception | None:
+        """One round of a variant on a board. Returned: the trouble that the board itself made, if it did."""
+        board, total = member.name, self._study.measure.rounds
+        what, step = f"{variant.recipe} {variant.format}", self._rounds(variant)[number]
+        where = board if board == lane.device else f"{board} of {lane.device}"
+        troubles: list[Exception] = []
+
+        def made() -> Round:
+            try:
+                return self._measure(variant, number, member, line, f"{what}, round {number + 1} of {total}")
+            except _JobFailed:
+                raise
+            except (StepFailed, UserError) as error:
+                troubles.append(error)
+                if isinstance(error, _out_of_reach()):
+                    self._sessions.drop(lane.device, board)  # the next job tries to connect once
+                if lane.deal.can_go_elsewhere(variant):
+                    raise _Elsewhere(str(error)) from error
+                earlier = lane.earlier.get(variant)
+                if earlier is None:
+                    raise
+                raise StepFailed(f"{error}; before that, {earlier}") from error
+
+        if number == 0:  # what another board began is no part of this one's measurement
+            for stage, key in self._rounds(variant):
+                record = self._dir.record(stage, key, Round)
+                if record is not None and record.member != board:
+                    self._dir.discard(stage, key)
+        artifact = variant.artifact
+        needs = [("model", artifact.model), ("artifact", artifact.key)]
+        label = f"{what} on {where}, round {number + 1} of {total}"
+        try:
+            self._steps.do(step, label, Round, made, needs=needs, raises=(_Elsewhere,))
+        except _Elsewhere as error:
+            lane.earlier[variant] = str(error)
+            line.say(f"{what}: failed here, tried on another board: {str(error).splitlines()[0]}")
+            lane.deal.give_back(board, variant)
+        else:
+            if step in self._steps.failed:
+                lane.deal.close(variant)
+            else:
+                lane.deal.done(board, variant)
+        return troubles[0] if troubles else None
+
+    def _measure(self, variant: Variant, number: int, member: DeviceProfile, line: BoardLine, label: str) -> Round:
+        from edgecompress_agent import wire
+
+        from edgecompress import measurement, operators
+
+        artifact = self._dir.record("artifact", variant.artifact.key, Artifact)
+        assert artifact is not None
+        dataset = self._data()
+        job, files = measurement.make_job(
+            # The run's own random name is part of it: an old answer that a device still holds is never taken for this one.
+            content_key(variant.measurement, number, artifact.sha256, self._dir.run_id),
+            self._dir.path(artifact.file),
+            self._images(),
+            normalisation=(dataset.mean, dataset.std),
+            profile=member,
+            measure=rounds.share(self._study.measure, number),
+        )
+        line.restart(f"{label}: connecting", 1.0)
+        session = self._sessions.get(variant.device, member)
+        if self._study.measure.cooldown_s:
+            line.restart(f"cooling before {label}", 1.0)
+            if self._stopped.wait(self._study.measure.cooldown_s):
+                raise Stopped
+        started = time.monotonic()
+        result = operators.measure(session, job, files, self._dir.path(artifact.file), progress=line, label=label)
+        made = Round(wire.to_json(job), wire.to_json(result), time.monotonic() - started, member.name)
+        if result.status != "ok":
+            if result.blocks:  # it ended late: what it had measured by then is no result, and is not lost either
+                self._dir.commit("unfinished", content_key(variant.measurement, number), made)
+            reason = result.reason or "the agent gave no reason"
+            raise _JobFailed(reason if member.name == variant.device else f"{member.name}: {reason}")
+        return made
+
+    def _put_all_together(self, device: str) -> None:
+        """The measurement of each variant from its rounds, which are let go of."""
+        for variant in self._variants(device):
+            step = ("measurement", variant.measurement)
+            label, made_of = f"{variant.recipe} {variant.format} on {device}", self._rounds(variant)
+            is_open = self._dir.record(*step, Measurement) is None
+            self._steps.do(step, label, Measurement, partial(self._put_together, variant), needs=made_of)
+            if is_open and step not in self._steps.failed:
+                for stage, key in made_of:
+                    self._dir.discard(stage, key)
+
+    def _put_together(self, variant: Variant) -> Measurement:
+        from edgecompress_agent import wire
+
+        from edgecompress import measurement
+
+        made = [self._dir.record(stage, key, Round) for stage, key in self._rounds(variant)]
+        found = [r for r in made if r is not None]
+        result = rounds.merge([wire.from_json(wire.Result, r.result) for r in found])
+        accuracy, score_on = None, self._study.measure.score_on
+        if score_on != "none":
+            dataset = self._data()
+            part = measurement.part_of(dataset, score_on)
+            accuracy = measurement.score(result.predictions or (), part.labels, score_on, dataset.num_classes)
+        return Measurement(
+            device=variant.device,
+            job=found[0].job,
+            result=wire.to_json(result),
+            accuracy=accuracy,
+            seconds=sum(r.seconds for r in found),
+            member=found[0].member,
+        )
+
+    def _images(self) -> Path:
+        """The images that devices are given: those to score on, or, unscored, some of the validation part for the timing."""
+        from edgecompress import measurement
+
+        measure = self._study.measure
+        name = "val" if measure.score_on == "none" else measure.score_on
+        part = measurement.part_of(self._data(), name)
+        limit = 256 if measure.score_on == "none" else measure.score_images
+        count = min(len(part), limit or len(part))
+        key = content_key("images", self._plan.data_key, name, count)
+        path = self._dir.path("files", "images", key, f"{name}.npy")
+        with self._writing_images:
+            if not path.exists():
+                self._dir.make_folder(
+                    "images", key, lambda folder: measurement.write_images(part, count, folder / path.name)
+                )
+            measurement.blob(path)  # its hash is kept: not every thread shall find it anew
+        return path
+
+
+def _out_of_reach() -> type[StepFailed]:
+    from edgecompress.board.transport import OutOfReach
+
+    return OutOfReach
+
+
+def _place(profile: DeviceProfile) -> tuple[str, ...]:
+    """Where a board is, as far as this machine's SSH configuration tells."""
+    if profile.transport == "local":
+        return ("local",)
+    from edgecompress.board.route import resolve
+
+    last = resolve(profile)[-1]
+    return profile.transport, last.host, str(last.port)

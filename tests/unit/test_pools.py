@@ -1,0 +1,101 @@
+"""Pools of boards: what may stand in their files, what is refused, and what their measurements depend on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from edgecompress.cli import main
+from edgecompress.errors import UserError
+from edgecompress.plan import make_plan
+from edgecompress.pools import DevicePool, document_of, facts_of, members_of, read_device_or_pool
+from edgecompress.study import DeviceProfile, StudySpec
+
+
+def write(folder: Path, stem: str, **fields: Any) -> str:
+    values: dict[str, Any] = {"name": stem, "transport": "ssh", "host": f"{stem}.lan", "board": "Raspberry Pi 5"}
+    (folder / f"{stem}.yaml").write_text(yaml.safe_dump({k: v for k, v in (values | fields).items() if v is not None}))
+    return f"{stem}.yaml"
+
+
+def pool_of(folder: Path, *members: str, **fields: Any) -> DevicePool:
+    (folder / "pool.yaml").write_text(yaml.safe_dump({"name": "pi-pool", "pool": list(members), **fields}))
+    pool = read_device_or_pool("pool.yaml", base=folder)
+    assert isinstance(pool, DevicePool)
+    return pool
+
+
+def test_a_pool_is_its_boards(tmp_path: Path) -> None:
+    pool = pool_of(tmp_path, write(tmp_path, "a"), write(tmp_path, "b", workdir="/mnt/x", port=2222))
+    assert pool.name == "pi-pool" and pool.board == "Raspberry Pi 5"
+    assert [m.name for m in members_of(pool)] == ["a", "b"]
+    single = read_device_or_pool("a.yaml", base=tmp_path)
+    assert isinstance(single, DeviceProfile) and members_of(single) == (single,)
+    document = document_of(pool)
+    assert document["int8_activations"] == "int8" and [m["name"] for m in document["pool"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"int8_activations": "uint8"}, "int8_activations: uint8 there, int8 with a"),
+        ({"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"]}, "b is not like a: providers"),
+        ({"cpus": [3]}, r"b is not like a: cpus: \[3\] there, None with a"),
+        ({"sensor": "ina219"}, "b is not like a: sensor: ina219 there, none with a"),
+        ({"engines": {"onnx": "onnxruntime"}}, "b is not like a: engines"),
+        ({"battery_wh": 5.0}, "b is not like a: battery_wh"),
+        ({"host": "A.lan"}, "a and b are the same board"),
+        ({"name": "a"}, "two boards are named 'a'"),
+        ({"transport": "local", "host": None}, "b is this machine"),
+    ],
+)
+def test_boards_that_do_not_belong_together_are_one_clear_message(
+    changed: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        pool_of(tmp_path, write(tmp_path, "a"), write(tmp_path, "b", **changed))
+    assert "pool.yaml" in error.value.where and error.value.fix
+
+
+def test_a_pool_without_sense(tmp_path: Path) -> None:
+    a = write(tmp_path, "a")
+    with pytest.raises(UserError, match="unknown device 'bord'"):
+        pool_of(tmp_path, a, "bord")
+    with pytest.raises(UserError, match=r"gone\.yaml: cannot be read"):
+        pool_of(tmp_path, a, "gone.yaml")
+    with pytest.raises(UserError, match="pool"):
+        pool_of(tmp_path)
+    with pytest.raises(UserError, match="unknown key"):
+        pool_of(tmp_path, a, host="x")
+    pool_of(tmp_path, a)
+    (tmp_path / "outer.yaml").write_text("{name: outer, pool: [a.yaml, pool.yaml]}\n")
+    with pytest.raises(UserError, match=r"pool\.yaml is a pool itself"):
+        read_device_or_pool("outer.yaml", base=tmp_path)
+
+
+def test_where_one_board_is_needed_a_pool_says_which_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool_of(tmp_path, write(tmp_path, "a"), write(tmp_path, "b"))
+    assert main(["device", "doctor", str(tmp_path / "pool.yaml")]) == 2
+    assert "is a pool of boards" in (said := capsys.readouterr().err) and "a.yaml, b.yaml" in said
+
+
+def test_a_board_may_join_and_nothing_is_measured_again(tmp_path: Path) -> None:
+    a, b = write(tmp_path, "a"), write(tmp_path, "b", port=2222, workdir="/x", python="python3.9")
+    one, two = pool_of(tmp_path, a), pool_of(tmp_path, a, b)
+    assert facts_of(one) == facts_of(two)
+    study = StudySpec.model_validate({"name": "s", "model": {"name": "lenet5"}, "data": {"name": "digits"}})
+    keys = [
+        [v.measurement for v in make_plan(study, {"pi-pool": pool}, agent_sha256="x").variants] for pool in (one, two)
+    ]
+    assert keys[0] == keys[1]
+    # but another shunt is another meter
+    metered = {"sensor": "ina219", "sensor_options": {"shunt_ohm": 0.1}}
+    other = {"sensor": "ina219", "sensor_options": {"shunt_ohm": 0.05}}
+    alone = pool_of(tmp_path, write(tmp_path, "a", **metered))
+    mixed = pool_of(tmp_path, "a.yaml", write(tmp_path, "b", **other))
+    assert facts_of(alone) != facts_of(mixed)
