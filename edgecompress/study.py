@@ -322,7 +322,17 @@ def _no_duplicates(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.~/@+-][A-Za-z0-9_.~/@+ -]*$")]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.~/@+][A-Za-z0-9_.~/@+ -]*$")]
+Host = Annotated[str, Field(pattern=r"^[\w:.][\w:.%-]*$")]
+"""Of a name, an address (`fe80::1%eth0`) or an alias: what a ProxyCommand may put into a shell's line for %h. User: for %r."""
+User = Annotated[str, Field(pattern=r"^[\w.][\w.@+-]*$")]
+Provider = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("control characters are not allowed")
+    return text
 
 
 _ENGINES: dict[Literal["onnx", "tflite"], Literal["onnxruntime", "litert"]] = {
@@ -335,11 +345,13 @@ class DeviceProfile(Spec):
     """A board, or this machine: how to reach it, which Python and engines it has, what reads its power."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    board: str | None = Field(default=None, description="what it is, in words, for the report")
+    board: Annotated[str, AfterValidator(_printable)] | None = Field(
+        default=None, description="what it is, in words, for the report"
+    )
     transport: Literal["local", "ssh"] = Field(default="local", description="local: a subprocess here; ssh: OpenSSH")
-    host: str | None = Field(default=None, description="ssh: host name, address, or an alias of ~/.ssh/config")
+    host: Host | None = Field(default=None, description="ssh: host name, address, or an alias of ~/.ssh/config")
     port: int | None = Field(default=None, ge=1, le=65535, description="ssh: default from ~/.ssh/config, else 22")
-    user: str | None = Field(default=None, description="ssh: default from ~/.ssh/config, else the local user")
+    user: User | None = Field(default=None, description="ssh: default from ~/.ssh/config, else the local user")
     identity_file: StudyPath | None = Field(
         default=None, description="ssh: private key; default: the agent and the usual files"
     )
@@ -362,7 +374,7 @@ class DeviceProfile(Spec):
     engines: dict[Literal["onnx", "tflite"], Literal["onnxruntime", "litert"]] = Field(
         default=_ENGINES, description="file type → engine"
     )
-    providers: tuple[str, ...] = Field(
+    providers: tuple[Provider, ...] = Field(
         default=("CPUExecutionProvider",), min_length=1, description="ONNX Runtime execution providers"
     )
     int8_activations: Literal["auto", "uint8", "uint8-reduced", "int8", "symmetric-int8"] = Field(

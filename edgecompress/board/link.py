@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import shlex
 import socket
 import subprocess
 import threading
@@ -175,7 +176,7 @@ def check_host_key(hop: Hop, key: HostKey, device: str) -> bool:
         "device was installed anew. Nothing was sent to it.",
         where=device,
         fix="Only if you know why it changed, remove the old key: "
-        f"ssh-keygen -f {valid[0].file} -R '{hop.key_name}'; then: {command('trust', device)}",
+        f"ssh-keygen -f {shlex.quote(str(valid[0].file))} -R {shlex.quote(hop.key_name)}; then: {command('trust', device)}",
     )
 
 

@@ -7,6 +7,7 @@ import os
 import selectors
 import shutil
 import signal
+import stat
 import subprocess
 import time
 import uuid
@@ -122,6 +123,8 @@ class LocalTransport:
 
     def get(self, remote: str, limit_bytes: int = FILE_LIMIT_BYTES) -> bytes:
         try:
+            if not stat.S_ISREG(Path(remote).lstat().st_mode):
+                raise DeviceError(f"{self._name}: {remote} is not a plain file")
             with Path(remote).open("rb") as source:
                 data = source.read(limit_bytes + 1)
         except FileNotFoundError:

@@ -129,7 +129,11 @@ class Session:
                 status = agent.ask(wire.Status, "start", job.job_id)
             else:
                 status = self._wait(job, f"{directory}/result.json", task, meter)
-        data = agent.again(lambda t: t.get(f"{directory}/result.json"))
+        try:
+            data = agent.again(lambda t: t.get(f"{directory}/result.json"))
+        except DeviceError:
+            self._discard(job)
+            raise
         try:
             result = cleaned(wire.decode(wire.Result, data))
             if result.job_id != job.job_id:

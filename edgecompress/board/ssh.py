@@ -167,7 +167,10 @@ class SshTransport:
     def get(self, remote: str, limit_bytes: int = FILE_LIMIT_BYTES) -> bytes:
         # The size is the device's word: it decides how long to wait and what is asked for at once; bytes are counted.
         with self._files(f"read {remote}", may_be_absent=True) as (sftp, _):
-            size = sftp.stat(remote).st_size or 0
+            found = sftp.lstat(remote)
+        if not stat.S_ISREG(found.st_mode or 0):
+            raise DeviceError(f"{self._name}: {remote} is not a plain file")
+        size = found.st_size or 0
         data = bytearray()
         if size <= limit_bytes:
             with (

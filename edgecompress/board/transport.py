@@ -78,7 +78,8 @@ class Transport(Protocol):
         ...
 
     def get(self, remote: str, limit_bytes: int = FILE_LIMIT_BYTES) -> bytes:
-        """The contents of a file. FileNotFoundError when there is none; DeviceError when it is larger than `limit_bytes`."""
+        """The contents of a file. FileNotFoundError when there is none; DeviceError when it is larger than `limit_bytes`, or
+        no plain file (a link could lead anywhere, and to read a pipe may never end)."""
         ...
 
     def exists(self, remote: str) -> bool: ...
@@ -119,10 +120,12 @@ def on_device(path: str, home: str, *, where: str) -> str:
 
 def readable(text: bytes | str, limit: int = 2000) -> str:
     """Text from a device for a person: the last `limit` characters, control characters (terminal escapes) replaced by '?'."""
+    cut = len(text) > 4 * limit
+    text = text[-4 * limit :]
     if isinstance(text, bytes):
-        text = text[-4 * limit :].decode("utf-8", errors="replace")
+        text = text.decode("utf-8", errors="replace")
     text = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text.replace("\r\n", "\n")).strip()
-    return text if len(text) <= limit else "…" + text[-limit:]
+    return text if len(text) <= limit and not cut else "…" + text[-limit:]
 
 
 def cleaned(record: T) -> T:
