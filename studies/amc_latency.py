@@ -68,7 +68,9 @@ def _run(study: Parts, given: argparse.Namespace) -> dict[str, Any] | None:
         bench = DeviceBench(session, FORMAT, threads=1)
 
         def search(name: str, budget: dict[str, float]) -> dict[str, Any]:
-            wanted = {**asked, **budget, "format": FORMAT} if "latency" in budget else {**asked, **budget}
+            wanted = {**asked, **budget, "baselines": []}
+            if "latency" in budget:
+                wanted["format"] = FORMAT
             found = study.search(given.seed, name, wanted, lambda device, form: bench)
             cut, _ = study.cut(name, given.seed, found["strategies"]["amc"]["best"]["policy"])
             with bench.against(study.model(), IN_SHAPE) as against:
