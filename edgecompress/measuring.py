@@ -372,6 +372,8 @@ def _place(profile: DeviceProfile) -> tuple[str, ...]:
     """Where a board is, as far as this machine's SSH configuration tells."""
     if profile.transport == "local":
         return ("local",)
+    if profile.serial_port is not None:
+        return profile.transport, str(profile.serial_port.resolve())
     from edgecompress.board.route import resolve
 
     last = resolve(profile)[-1]

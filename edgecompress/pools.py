@@ -116,4 +116,6 @@ def make_pool(
 
 
 def _place(profile: DeviceProfile) -> tuple[Any, ...]:
+    if profile.serial_port is not None:
+        return profile.transport, str(profile.serial_port.resolve())
     return profile.transport, (profile.host or "").lower(), profile.port

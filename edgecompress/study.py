@@ -7,6 +7,7 @@ accepted and ignored would be a wrong answer with a clean face.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -288,8 +289,6 @@ class StudySpec(Spec):
     @field_validator("recipes")
     @classmethod
     def _recipe_names(cls, recipes: dict[str, tuple[Step, ...]]) -> dict[str, tuple[Step, ...]]:
-        import re
-
         for name in recipes:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
                 raise ValueError(f"recipe name {name!r}: letters, digits, '.', '_', '+' and '-' only")
@@ -335,6 +334,10 @@ def _printable(text: str) -> str:
     return text
 
 
+_SSH_ONLY = ("host", "port", "user", "identity_file", "known_hosts", "ssh_config")
+"""Fields of a profile for this transport only; `user` is serial's too."""
+_SERIAL_ONLY = ("serial_port", "baud", "password_env")
+
 _ENGINES: dict[Literal["onnx", "tflite"], Literal["onnxruntime", "litert"]] = {
     "onnx": "onnxruntime",
     "tflite": "litert",
@@ -348,10 +351,16 @@ class DeviceProfile(Spec):
     board: Annotated[str, AfterValidator(_printable)] | None = Field(
         default=None, description="what it is, in words, for the report"
     )
-    transport: Literal["local", "ssh"] = Field(default="local", description="local: a subprocess here; ssh: OpenSSH")
+    transport: Literal["local", "ssh", "serial"] = Field(
+        default="local",
+        description="local: a subprocess here; ssh: OpenSSH; serial: the board's console on a serial port",
+    )
     host: Host | None = Field(default=None, description="ssh: host name, address, or an alias of ~/.ssh/config")
     port: int | None = Field(default=None, ge=1, le=65535, description="ssh: default from ~/.ssh/config, else 22")
-    user: User | None = Field(default=None, description="ssh: default from ~/.ssh/config, else the local user")
+    user: User | None = Field(
+        default=None,
+        description="ssh: default from ~/.ssh/config, else the local user; serial: who logs in, where the console asks",
+    )
     identity_file: StudyPath | None = Field(
         default=None, description="ssh: private key; default: the agent and the usual files"
     )
@@ -359,9 +368,20 @@ class DeviceProfile(Spec):
         default=None, description="ssh: file of pinned host keys; default ~/.ssh/known_hosts"
     )
     ssh_config: StudyPath | None = Field(default=None, description="ssh: configuration file; default ~/.ssh/config")
+    serial_port: StudyPath | None = Field(
+        default=None, description="serial: the port of this machine, such as /dev/ttyUSB0 or /dev/serial/by-id/…"
+    )
+    baud: int | None = Field(
+        default=None, ge=1200, le=12_000_000, description="serial: speed of the line, default 115200"
+    )
+    password_env: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="serial: environment variable with the password; default: it is asked for on the terminal",
+    )
     python: Word | None = Field(
         default=None,
-        description="interpreter on the device; default: local: the one that runs this; ssh: workdir/venv/bin/python, else python3",
+        description="interpreter on the device; default: local: the one that runs this; else workdir/venv/bin/python, else python3",
     )
     workdir: Word = Field(
         default="~/.cache/edgecompress", description="directory on the device for the agent, files and jobs"
@@ -380,7 +400,7 @@ class DeviceProfile(Spec):
     int8_activations: Literal["auto", "uint8", "uint8-reduced", "int8", "symmetric-int8"] = Field(
         default="auto",
         description="type of onnx-int8 activations: x86 with VNNI uint8, x86 without uint8-reduced, ARM int8, GPU symmetric-int8; "
-        "auto: by this machine's CPU for local, int8 for ssh",
+        "auto: by this machine's CPU for local, else int8",
     )
     cpus: tuple[Annotated[int, Field(ge=0, le=4095)], ...] | None = Field(
         default=None, min_length=1, description="CPUs to pin the measurement to; default: no pinning"
@@ -405,12 +425,14 @@ class DeviceProfile(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> DeviceProfile:
-        ssh_only = ("host", "port", "user", "identity_file", "known_hosts", "ssh_config")
-        given = [key for key in ssh_only if getattr(self, key) is not None]
-        if self.transport == "ssh" and self.host is None:
-            raise ValueError("transport ssh needs 'host'")
-        if self.transport == "local" and given:
-            raise ValueError(f"{', '.join(given)} need transport: ssh")
+        needed = {"local": None, "ssh": "host", "serial": "serial_port"}[self.transport]
+        if needed is not None and getattr(self, needed) is None:
+            raise ValueError(f"transport {self.transport} needs {needed!r}")
+        for transport, keys in (("serial", _SERIAL_ONLY), ("ssh", _SSH_ONLY)):
+            shared = ("user",) if self.transport == "serial" else ()
+            foreign = [k for k in keys if getattr(self, k) is not None and k not in shared]
+            if foreign and self.transport != transport:
+                raise ValueError(f"{', '.join(foreign)} need transport: {transport}")
         if self.meter_at == "host" and self.sensor == "none":
             raise ValueError("meter_at: host needs a sensor")
         for file_type, engine in self.engines.items():
@@ -429,3 +451,8 @@ class DeviceProfile(Spec):
             chosen = for_this_machine() if self.transport == "local" else "int8"
             object.__setattr__(self, "int8_activations", chosen)
         return self
+
+    @property
+    def baud_rate(self) -> int:
+        """Of a serial console, bits per second."""
+        return self.baud or 115200

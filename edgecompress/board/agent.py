@@ -255,7 +255,8 @@ def open_agent(profile: DeviceProfile) -> Agent:
     try:
         transport = open_transport(profile)
     except LinkLost as error:
-        raise OutOfReach(f"{error}. Is it on, and are host and port right?") from None
+        hint = ". Is it on, and are host and port right?" if profile.transport == "ssh" else ""
+        raise OutOfReach(f"{error}{hint}") from None
     try:
         return Agent(profile, transport)
     except BaseException:

@@ -20,10 +20,9 @@ def trust(profile: DeviceProfile, confirm: Callable[[str], bool]) -> list[str]:
 
     UserError: not confirmed, a key that has changed, a local device. StepFailed: it cannot be reached.
     """
-    if profile.transport == "local":
-        raise UserError(
-            "it is this machine: there is no key to trust", where=profile.name, fix="Only ssh devices have one."
-        )
+    if profile.transport != "ssh":
+        what = "it is this machine" if profile.transport == "local" else "it is reached over its serial console"
+        raise UserError(f"{what}: there is no key to trust", where=profile.name, fix="Only ssh devices have one.")
     said = []
     hops = resolve(profile)
     link = Link(profile.name, profile.connect_timeout_s)

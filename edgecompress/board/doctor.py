@@ -66,7 +66,8 @@ def _way_in(profile: DeviceProfile) -> Generator[Check, None, Transport | None]:
     except (LinkLost, StepFailed) as error:
         yield Check("reachable", False, str(error), "Is it on, and connected as the profile says?")
         return None
-    yield Check("reachable", True, "this machine" if profile.transport == "local" else f"by {profile.transport}")
+    console = f"a helper runs on its console, {profile.serial_port} at {profile.baud_rate} baud"
+    yield Check("reachable", True, "this machine" if profile.transport == "local" else console)
     return transport
 
 
@@ -102,6 +103,8 @@ def _ssh_in(profile: DeviceProfile) -> Generator[Check, None, Transport | None]:
 
 
 def _by_hand(profile: DeviceProfile) -> str:
+    if profile.transport == "serial":
+        return f"picocom -b {profile.baud_rate} {profile.serial_port}"
     if profile.transport != "ssh":
         return f"{profile.python or 'python3'} --version"
     port = f"-p {profile.port} " if profile.port else ""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgecompress.board.agent import Agent
+from edgecompress.board.serial_transport import told
 from edgecompress.board.transport import DeviceError, readable
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.progress import Progress, furthest
@@ -113,6 +114,8 @@ def install(agent: Agent, python: str, packages: Sequence[str], wheels: Sequence
     there = agent.again(lambda t: t.run([python, "-c", _INSTALLED, *packages]))
     if there.status == 0 and there.stdout.strip().endswith(b"True"):
         return
+    if agent.profile.transport == "serial":
+        progress.say(told(sum(w.stat().st_size for w in wheels), agent.profile.baud_rate))
     folder = f"{agent.root}/wheels"
     agent.again(lambda t: t.mkdirs(folder))
     for wheel in wheels:

@@ -99,6 +99,10 @@ def open_transport(profile: DeviceProfile) -> Transport:
         from edgecompress.board.local import LocalTransport
 
         return LocalTransport(profile)
+    if profile.transport == "serial":
+        from edgecompress.board.serial_transport import SerialTransport
+
+        return SerialTransport(profile)
     from edgecompress.board.ssh import SshTransport
 
     return SshTransport(profile)

@@ -16,8 +16,8 @@ from edgecompress.studyfile import read_device, shipped_profiles
 def device_list(arguments: argparse.Namespace) -> int:
     for name in shipped_profiles("devices"):
         device = read_device(name)
-        where = "this machine" if device.transport == "local" else f"ssh {device.host}"
-        print(f"{name:<20}{where:<28}{device.board or ''}")
+        where = {"local": "this machine", "ssh": f"ssh {device.host}", "serial": f"serial {device.serial_port}"}
+        print(f"{name:<20}{where[device.transport]:<28}{device.board or ''}")
     return 0
 
 

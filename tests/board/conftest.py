@@ -1,16 +1,19 @@
-"""Fixtures: a real OpenSSH server on 127.0.0.1, a proxy before it, and profiles of it and of this machine."""
+"""Fixtures: a real OpenSSH server on 127.0.0.1, a proxy before it, serial lines, and profiles of these and of this machine."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edgecompress.board import serial_login
 from edgecompress.study import DeviceProfile
 from tests.board import loopback
 from tests.board.loopback import Proxy, Sshd
+from tests.board.serial_line import Line
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +77,42 @@ def ssh_profile(sshd: Sshd, tmp_path: Path) -> Callable[..., DeviceProfile]:
             with profile.known_hosts.open("a") as file:
                 file.write(f"[127.0.0.1]:{profile.port} {server.host_key}\n")
         return profile
+
+    return make
+
+
+@pytest.fixture
+def console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Line]]:
+    """Makes serial lines; keyword arguments as of `Line`. Only the test of boot loaders has one that needs the long listening."""
+    monkeypatch.setattr(serial_login, "LISTEN_S", 0.3)
+    made: list[Line] = []
+
+    def make(**fields: Any) -> Line:
+        folder = tmp_path / f"line-{len(made)}"
+        folder.mkdir()
+        made.append(Line(folder, **fields))
+        return made[-1]
+
+    yield make
+    for line in made:
+        line.stop()
+
+
+@pytest.fixture
+def serial_profile(tmp_path: Path) -> Callable[..., DeviceProfile]:
+    """A profile of the board at the end of a line; keyword arguments replace fields."""
+
+    def make(line: Line, **fields: object) -> DeviceProfile:
+        values: dict[str, object] = {
+            "name": "board",
+            "transport": "serial",
+            "serial_port": line.port,
+            "python": sys.executable,
+            "workdir": str(tmp_path / "workdir"),
+            "connect_timeout_s": 6,
+            "reconnect_s": 20,
+        }
+        return DeviceProfile.model_validate(values | fields)
 
     return make
 

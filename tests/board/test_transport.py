@@ -1,4 +1,5 @@
-"""What both transports promise, each through the real thing: a subprocess here, and an OpenSSH server on 127.0.0.1."""
+"""What all transports promise, each through the real thing: a subprocess here, an OpenSSH server on 127.0.0.1, and a shell at the
+end of a serial line."""
 
 from __future__ import annotations
 
@@ -24,9 +25,15 @@ from edgecompress.board.transport import (
 from edgecompress.errors import UserError
 
 
-@pytest.fixture(params=["local", pytest.param("ssh", marks=pytest.mark.sshd)])
+@pytest.fixture(
+    params=["local", pytest.param("ssh", marks=pytest.mark.sshd), pytest.param("serial", marks=pytest.mark.slow)]
+)
 def transport(request: pytest.FixtureRequest) -> Iterator[Transport]:
     profile = request.getfixturevalue("local_profile")
+    if request.param == "serial":
+        line = request.getfixturevalue("console")()
+        line.start_shell("bash")
+        profile = request.getfixturevalue("serial_profile")(line)
     if request.param == "ssh":
         profile = request.getfixturevalue("ssh_profile")()
     opened = open_transport(profile)

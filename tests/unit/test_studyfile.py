@@ -160,6 +160,12 @@ def test_shipped_profiles_are_valid(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     [
         ({"name": "x", "transport": "ssh"}, "needs 'host'"),
         ({"name": "x", "host": "h"}, "need transport: ssh"),
+        ({"name": "x", "transport": "serial"}, "needs 'serial_port'"),
+        ({"name": "x", "transport": "serial", "serial_port": "/dev/ttyUSB0", "port": 22}, "port need transport: ssh"),
+        ({"name": "x", "transport": "serial", "serial_port": "/dev/ttyUSB0", "user": "pi\nreboot"}, "user"),
+        ({"name": "x", "transport": "serial", "serial_port": "/dev/ttyUSB0", "password_env": "A B"}, "password_env"),
+        ({"name": "x", "transport": "serial", "serial_port": "/dev/ttyUSB0", "password": "s3cret"}, "password_env"),
+        ({"name": "x", "transport": "ssh", "host": "h", "baud": 9600}, "baud need transport: serial"),
         ({"name": "x", "transport": "usb"}, "transport"),
         ({"name": "x", "pyton": "python3"}, "'python'"),
         ({"name": "x", "python": "python3; reboot"}, "python"),
