@@ -30,8 +30,8 @@ from edgecompress.study import DeviceProfile, StudySpec
 if TYPE_CHECKING:
     from edgecompress.data import Dataset
 
-_GRACE_S = 5.0
-"""How long an interrupted run waits for its threads; one that is in the middle of a transfer is left behind."""
+_GRACE_S = 10.0
+"""How long an interrupted run waits for its threads, which end after what they are asking a board at the moment."""
 
 _TROUBLES = 2
 """Jobs in a row that failed by a board's own fault, after which a pool does without it."""
@@ -99,34 +99,33 @@ class Measuring:
             if len(boards) > 1:
                 total = sum(len(lane.variants) for lane in lanes) * self._study.measure.rounds
                 overall = Overall(stack.enter_context(self._progress.task("measuring", total)), len(boards))
-            threads = {
-                threading.Thread(
-                    target=self._thread, args=(lane, member, overall), name=f"measure on {member.name}", daemon=True
-                ): (lane.device, member.name)
-                for lane, member in boards
-            }
-            self._run(threads)
+            self._run([(lane, member, overall, threading.Event()) for lane, member in boards])
 
-    def _run(self, threads: dict[threading.Thread, tuple[str, str]]) -> None:
-        """Start them and wait. When one has an error of its own, or a person interrupts, all are ended first."""
+    def _run(self, boards: Sequence[tuple[_Lane, DeviceProfile, Overall | None, threading.Event]]) -> None:
+        """Start a thread for each board and wait. When one has an error of its own, or a person interrupts, all are ended first."""
+        started = []
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            for board in boards:
+                threading.Thread(
+                    target=self._thread, args=board, name=f"measure on {board[1].name}", daemon=True
+                ).start()
+                started.append(board)
+            for *_, ended in started:
+                # An event and not `join`, which in Python 3.11 takes a running thread for ended once an interrupt came
+                # in between; and with a limit, as the signal may have reached another thread than this one.
+                while not ended.wait(0.5):
+                    pass
         finally:
             self._stopped.set()
             until = time.monotonic() + _GRACE_S
-            for thread, board in threads.items():
-                if thread.ident is not None:
-                    thread.join(max(0.0, until - time.monotonic()))
-                if thread.is_alive():  # it closes its session itself, or ends with the process
-                    self._sessions.forget(*board)
+            for lane, member, _, ended in started:
+                if not ended.wait(max(0.0, until - time.monotonic())):
+                    self._sessions.forget(lane.device, member.name)  # it closes it itself, or ends with the process
         if self._errors:
             raise self._errors[0]
         self._stopped.clear()
 
-    def _thread(self, lane: _Lane, member: DeviceProfile, overall: Overall | None) -> None:
+    def _thread(self, lane: _Lane, member: DeviceProfile, overall: Overall | None, ended: threading.Event) -> None:
         try:
             with self._progress.task(member.name, total=1.0) as task:
                 line = BoardLine(member.name, task, self._progress, self._stopped)
@@ -140,6 +139,7 @@ class Measuring:
             self._sessions.drop(lane.device, member.name)
             if overall is not None:
                 overall.board_ended()
+            ended.set()
 
     def _board(self, lane: _Lane, member: DeviceProfile, line: BoardLine, overall: Overall | None) -> None:
         """Measure on one board until nothing is left for it, or its pool does without it."""

@@ -45,12 +45,14 @@ _HELLO_S = 180.0
 class Agent:
     """root: its directory on the device, absolute. python: the interpreter there, a path or a name for its PATH.
 
-    notice: is told, in a few words, that the link is lost and tried again.
+    notice: is told, in a few words, that the link is lost and tried again. answered: is called after each operation; what it
+    raises ends the job's thread (an interrupt has to reach one that asks one thing after the other, too).
     """
 
     def __init__(self, profile: DeviceProfile, transport: Transport) -> None:
         self.profile = profile
         self.notice: Callable[[str], None] = lambda text: None
+        self.answered: Callable[[], None] = lambda: None
         self._moved_at = 0.0
         self._transport: Transport | None = transport
         self._hello: wire.Hello | None = None
@@ -199,7 +201,9 @@ class Agent:
             try:
                 if self._transport is None:
                     self._transport = open_transport(self.profile)
-                return operation(self._transport)
+                found = operation(self._transport)
+                self.answered()
+                return found
             except LinkLost as error:
                 self.close()
                 now = time.monotonic()

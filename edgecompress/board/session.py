@@ -78,13 +78,13 @@ class Session:
         self.check_engine(job.engine, job.providers)
         self._prune(progress)
         with progress.task(label or f"measuring on {self.profile.name}", total=1.0) as task:
-            self._agent.notice = task.describe
+            self._agent.notice, self._agent.answered = task.describe, lambda: task.advance(0)
             try:
                 if self.profile.meter_at == "host" and job.power is not None:
                     return scoped(self._measure_with_meter(job, blobs, progress, task), self.profile.scope)
                 return scoped(self._measure(job, blobs, progress, task), self.profile.scope)
             finally:
-                self._agent.notice = lambda text: None
+                self._agent.notice, self._agent.answered = lambda text: None, lambda: None
 
     def _measure_with_meter(
         self, job: wire.Job, blobs: Mapping[str, Path], progress: Progress, task: Task
