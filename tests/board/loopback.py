@@ -141,7 +141,8 @@ def loopback_sshd(folder: Path, subsystem: str | None = None) -> Iterator[Sshd]:
 @dataclass
 class Proxy:
     """A TCP proxy to one port. `cut` breaks every connection and refuses new ones; `stalled` keeps them and moves nothing;
-    `bytes_per_s` and `delay_s` slow each direction down: every piece of up to 64 KB waits so long. moved: bytes that passed."""
+    `forget` does that to those there are now, for good; `bytes_per_s` and `delay_s` slow each direction down: every piece of up to
+    64 KB waits so long. moved: bytes that passed. held: pieces that had to wait."""
 
     target: int
     port: int = field(default_factory=free_port)
@@ -150,7 +151,9 @@ class Proxy:
     bytes_per_s: float | None = None
     delay_s: float = 0.0
     moved: int = 0
+    held: int = 0
     stalled: threading.Event = field(default_factory=threading.Event)
+    _forgotten: threading.Event = field(default_factory=threading.Event)
     _open: list[socket.socket] = field(default_factory=list)
     _listener: socket.socket | None = None
 
@@ -175,14 +178,17 @@ class Proxy:
                     continue
                 self._open += [client, server]
                 for a, b in ((client, server), (server, client)):
-                    threading.Thread(target=self._pump, args=(a, b), daemon=True).start()
+                    threading.Thread(target=self._pump, args=(a, b, self._forgotten), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, forgotten: threading.Event) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                if forgotten.is_set():
+                    self.held += 1
+                    continue
                 wait_s = self.delay_s + (len(data) / self.bytes_per_s if self.bytes_per_s else 0.0)
-                if wait_s:
-                    time.sleep(wait_s)
+                self.held += bool(wait_s) or self.stalled.is_set()
+                time.sleep(wait_s)
                 while self.stalled.is_set():
                     time.sleep(0.02)
                 sink.sendall(data)
@@ -190,6 +196,7 @@ class Proxy:
         for end in (source, sink):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+            end.close()
 
     def cut(self, *, refuse: bool = True) -> None:
         self.refusing = refuse
@@ -198,6 +205,17 @@ class Proxy:
                 connection.shutdown(socket.SHUT_RDWR)
             connection.close()
         self._open.clear()
+
+    @property
+    def connections(self) -> int:
+        """How many go through it now, or did until it is noticed that they ended."""
+        self._open = [end for end in self._open if end.fileno() != -1]
+        return len(self._open) // 2
+
+    def forget(self) -> None:
+        """As a router does that was switched off and on: nothing moves on the connections that are open, and nobody is told."""
+        self._forgotten.set()
+        self._forgotten = threading.Event()
 
     def mend(self) -> None:
         self.refusing, self.bytes_per_s, self.delay_s = False, None, 0.0
