@@ -60,10 +60,10 @@ measure: {warmup_s: 0.2, min_s: 0.6, blocks: 3, rounds: 1, score_on: test}
 """
 MIN_S, BLOCKS, VARIANTS = 0.6, 3, 4
 DISK = "96m"
-PER_TRIAL = 8
-_AIM_S = 4.0
-_RUN_S = 300.0
-_RUNS = 12
+PER_TRIAL = 14
+_AIM_S = 2.0
+_RUN_S = 900.0
+_RUNS = 20
 """A study that is not finished after so many runs counts as lost."""
 
 
@@ -216,7 +216,7 @@ def trial(scene: Scene, folder: Path, template: Path, kinds: list[str], began: f
             if effect.hit or sum(f["kind"] == kind and not f["hit"] for f in injected) >= 3:
                 waiting.pop(0)
             if kind != "host_killed":
-                scene.pause(0.2, 2)
+                scene.pause(0.1, 0.8)
         try:
             statuses.append(scene.host.wait(_RUN_S))
         except subprocess.TimeoutExpired:

@@ -87,7 +87,7 @@ def outage(scene: Scene) -> Effect:
     """Every connection ends, and new ones are refused for a while."""
     open_now, accepted = scene.proxy.connections, scene.proxy.accepted
     scene.proxy.cut()
-    seconds = scene.pause(0.3, 4)
+    seconds = scene.pause(0.3, 2)
     scene.proxy.mend()
     return Effect(
         open_now > 0, {"connections": open_now, "seconds": seconds, "accepted": scene.proxy.accepted - accepted}
@@ -98,7 +98,7 @@ def stall(scene: Scene) -> Effect:
     """Nothing moves for a while, and nothing is lost."""
     held = scene.proxy.held
     scene.proxy.stalled.set()
-    seconds = scene.pause(0.5, 5)
+    seconds = scene.pause(0.5, 3)
     scene.proxy.mend()
     return Effect(scene.proxy.held > held, {"seconds": seconds, "pieces": scene.proxy.held - held})
 
@@ -107,7 +107,7 @@ def forgotten(scene: Scene) -> Effect:
     """The open connections move nothing any more and nobody is told; new ones work."""
     open_now, held = scene.proxy.connections, scene.proxy.held
     scene.proxy.forget()
-    time.sleep(2)
+    time.sleep(1)
     return Effect(
         open_now > 0 and scene.proxy.held > held, {"connections": open_now, "pieces": scene.proxy.held - held}
     )
@@ -117,7 +117,7 @@ def slow(scene: Scene) -> Effect:
     """20 to 200 KB/s for a while."""
     held = scene.proxy.held
     scene.proxy.bytes_per_s = rate = scene.random.uniform(20e3, 200e3)
-    seconds = scene.pause(1, 5)
+    seconds = scene.pause(0.5, 2.5)
     scene.proxy.mend()
     held = scene.proxy.held - held
     return Effect(held > 0, {"seconds": seconds, "pieces": held, "bytes_per_s": round(rate)})
@@ -127,7 +127,7 @@ def delay(scene: Scene) -> Effect:
     """Every piece waits for 20 to 300 ms."""
     held = scene.proxy.held
     scene.proxy.delay_s = each = scene.random.uniform(0.02, 0.3)
-    seconds = scene.pause(1, 5)
+    seconds = scene.pause(0.5, 2.5)
     scene.proxy.mend()
     return Effect(
         scene.proxy.held > held, {"seconds": seconds, "pieces": scene.proxy.held - held, "delay_s": round(each, 3)}
@@ -144,7 +144,7 @@ def sshd_restarted(scene: Scene) -> Effect:
     """sshd and all that it serves is killed, and started again after a while."""
     open_now = scene.proxy.connections
     scene.server.stop()
-    seconds = scene.pause(0.3, 3)
+    seconds = scene.pause(0.3, 2)
     scene.server.start()
     return Effect(open_now > 0, {"connections": open_now, "seconds": seconds})
 
@@ -155,7 +155,7 @@ def rebooted(scene: Scene) -> Effect:
     scene.server.stop()
     killed = scene.kill()
     locks = sum(1 for _ in scene.workdir.rglob("lock"))
-    seconds = scene.pause(0.5, 4)
+    seconds = scene.pause(0.5, 2)
     scene.server.start()
     what = {"connections": open_now, "processes": killed, "lock_files": locks, "seconds": seconds}
     return Effect(open_now > 0 or killed > 0, what)
@@ -187,7 +187,7 @@ def disk_full(scene: Scene) -> Effect:
         while True:
             written += filler.write(b"\0" * 4096)
     facts = os.statvfs(scene.disk)
-    seconds = scene.pause(0.5, 4)
+    seconds = scene.pause(0.5, 2)
     (scene.disk / FILLER).unlink()
     return Effect(written > 0 and facts.f_bavail == 0, {"filled_bytes": written, "seconds": seconds})
 
@@ -199,7 +199,7 @@ def host_killed(scene: Scene) -> Effect:
     host.kill()
     hit = host.wait() == -signal.SIGKILL
     scene.killed_hosts += hit
-    return Effect(hit, {"seconds": scene.pause(0, 2)})
+    return Effect(hit, {"seconds": scene.pause(0, 1)})
 
 
 FAULTS: dict[str, Callable[[Scene], Effect]] = {

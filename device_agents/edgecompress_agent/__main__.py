@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
+import threading
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Tuple
 
@@ -120,6 +122,18 @@ def _answer(arguments: List[str]) -> Any:
     return _VERBS[verb][1](base, *rest[1:])
 
 
+def _end_with_reader(protocol: int) -> None:
+    """End `hello` when nobody reads its answer any more. It takes long, and a host whose link was lost asks again: on a slow board
+    those before would still be importing engines beside it, each making all of them slower."""
+    from edgecompress_agent.probe import abandon
+
+    ended = select.poll()
+    ended.register(protocol, 0)  # POLLERR and POLLHUP are told unasked; the thread sleeps in the kernel
+    ended.poll()
+    abandon()
+    os._exit(1)
+
+
 def main() -> int:
     """Answer one verb. The agent keeps standard output for itself and gives everyone else (the banner of an engine, written
     by C code to descriptor 1) standard error in its place."""
@@ -129,6 +143,8 @@ def main() -> int:
     # ONNX Runtime 1.29 and newer otherwise writes to the home directory when it is imported, and sends what it runs to its maker
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     status = 0
+    if sys.argv[1:2] == ["hello"]:
+        threading.Thread(target=_end_with_reader, args=(protocol,), daemon=True).start()
     try:
         bundle_path.path()
         answer = _answer(sys.argv[1:])

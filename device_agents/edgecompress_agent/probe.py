@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Dict, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from edgecompress_agent import bundle_path, conditions, engines, wire
 from edgecompress_agent.errors import AgentError
@@ -18,6 +18,7 @@ from edgecompress_agent.supervisor import last_line, signal_sentence
 
 _IMPORT_S = 120.0
 """TensorFlow from an SD card is that slow."""
+_importing: List["subprocess.Popen[bytes]"] = []
 
 
 def hello(base: Path) -> wire.Hello:
@@ -56,20 +57,29 @@ def here(name: str) -> wire.EngineFound:
     return found
 
 
+def abandon() -> None:
+    """Kill the imports that are under way: nobody is there any more who asked."""
+    for process in list(_importing):
+        process.kill()
+
+
 def _probe(name: str) -> wire.EngineFound:
+    process = subprocess.Popen(
+        bundle_path.command("_probe", name), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    _importing.append(process)
     try:
-        done = subprocess.run(
-            bundle_path.command("_probe", name),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=_IMPORT_S, check=False,
-        )  # fmt: skip
+        answer, complaint = process.communicate(timeout=_IMPORT_S)
     except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
         return wire.EngineFound(version=None, reason=f"its import takes longer than {_IMPORT_S:g} s")
-    said = last_line(done.stderr.decode("utf-8", "replace"))
-    if done.returncode < 0:
-        return wire.EngineFound(version=None, reason=f"its import is ended by {signal_sentence(-done.returncode)}")
-    if done.returncode > 0:
-        return wire.EngineFound(version=None, reason=f"its import ends with exit status {done.returncode}: {said}")
-    return wire.decode(wire.EngineFound, done.stdout)
+    said = last_line(complaint.decode("utf-8", "replace"))
+    if process.returncode < 0:
+        return wire.EngineFound(version=None, reason=f"its import is ended by {signal_sentence(-process.returncode)}")
+    if process.returncode > 0:
+        return wire.EngineFound(version=None, reason=f"its import ends with exit status {process.returncode}: {said}")
+    return wire.decode(wire.EngineFound, answer)
 
 
 def _room(base: Path) -> Tuple[bool, Optional[int]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from edgecompress_agent import wire
 
 from edgecompress.board import bundle
 
-from .conftest import Board
+from .conftest import Board, alive, children, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +72,22 @@ def test_hello_survives_an_engine_that_does_not(board: Board, tmp_path: Path, so
     hello = wire.from_json(wire.Hello, board.ask("hello"))
     assert hello.engines["onnxruntime"].version is None
     assert reason in (hello.engines["onnxruntime"].reason or "")
+
+
+def test_hello_ends_with_whoever_asked(board: Board, tmp_path: Path) -> None:
+    """A host whose link is lost asks again: those before it must not go on importing engines on a slow board."""
+    _library(board, tmp_path, f"import time; open({str(tmp_path / 'importing')!r}, 'w'); time.sleep(600)")
+    for make in (os.pipe, lambda: [s.detach() for s in socket.socketpair()]):  # sshd has one or the other
+        reader, writer = make()
+        command = [board.python, "-I", str(board.agent), "hello", str(board.root)]
+        hello = subprocess.Popen(command, stdout=writer, env={**os.environ, **board.environment})
+        os.close(writer)
+        wait_for((tmp_path / "importing").exists)
+        (importing,) = [p for p in children(hello.pid) if "onnxruntime" in Path(f"/proc/{p}/cmdline").read_text()]
+        os.close(reader)
+        hello.wait(10)
+        wait_for(lambda importing=importing: not alive(importing))  # type: ignore[misc]
+        (tmp_path / "importing").unlink()
 
 
 def test_an_engine_banner_does_not_break_the_protocol(board: Board, tmp_path: Path) -> None:
