@@ -20,7 +20,7 @@ from torch.nn import functional
 from edgecompress.errors import UserError
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _RELUS = (nn.ReLU, nn.ReLU6, functional.relu, functional.relu6, torch.relu, torch.relu_, "relu", "relu_")
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _OTHERS = (operator.mul, operator.imul, torch.mul, torch.cat, "mul", "mul_")
@@ -89,9 +89,26 @@ def in_integers(traced: fx.GraphModule, float_layers: Collection[str]) -> tuple[
     )
 
 
+def additions(traced: fx.GraphModule) -> list[fx.Node]:
+    """The additions of two computed values."""
+    modules = dict(traced.named_modules())
+    found = [node for node in traced.graph.nodes if _kind(node, modules) in _SUMS]
+    return [
+        node
+        for node in found
+        if not node.kwargs and len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args)
+    ]
+
+
+def averages(traced: fx.GraphModule) -> list[fx.Node]:
+    """The average poolings and means."""
+    modules = dict(traced.named_modules())
+    return [node for node in traced.graph.nodes if _kind(node, modules) in _POOLS]
+
+
 def batch_norm(traced: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     """The batch norm that is folded into a layer's node."""
-    after = _after(node, dict(traced.named_modules()), _NORMS, set())
+    after = _after(node, dict(traced.named_modules()), NORMS, set())
     return None if after is node else after
 
 
@@ -118,10 +135,10 @@ def _follow(traced: fx.GraphModule) -> tuple[tuple[Site, ...], dict[str, str], s
             _hand_on(node, like)
             continue
         elif isinstance(kind, type) and issubclass(kind, LAYERS):
-            end = _after(_after(node, modules, _NORMS, absorbed), modules, _RELUS, absorbed)
+            end = _after(_after(node, modules, NORMS, absorbed), modules, _RELUS, absorbed)
         elif kind in _SUMS:
             end = _after(node, modules, _RELUS, absorbed)
-        elif kind in _RELUS or kind in _OTHERS or kind in _NORMS:
+        elif kind in _RELUS or kind in _OTHERS or kind in NORMS:
             end = node
         elif kind in _POOLS:
             source = next(iter(node.all_input_nodes))

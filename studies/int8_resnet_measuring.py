@@ -82,7 +82,7 @@ def agreement(place: Place, file: Path, bits: int) -> dict[str, Any] | None:
     if not file.exists():
         return None
     images, model = _images(place), load_model(place.folder / f"qat-{bits}" / "model")
-    network = simulated(model, bits)
+    network = simulated(model, bits=bits, engine="onnxruntime" if file.suffix == ".onnx" else "litert")
     with torch.no_grad():
         expected = np.concatenate([network(part).numpy() for part in torch.from_numpy(images).split(256)])
     low, high = quantization.get(model).ranges["linear"]

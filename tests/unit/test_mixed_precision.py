@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import edgecompress as ec
 from edgecompress import data, masks, quantization, sites
 from edgecompress.activations import ActivationType
+from edgecompress.compress.quantize.folding import Engine
 from edgecompress.compress.quantize.rounding import few_bits_weight
 from edgecompress.compress.quantize.simulation import calibrated, simulated
 from edgecompress.errors import StepFailed, UserError
@@ -83,8 +84,10 @@ def computes_what_was_simulated(model: nn.Module, path: Path, digits: data.Datas
     ranges = calibrated(model, torch.from_numpy(data.calibration_images(digits)), settings)
     images = data.normalise(digits.val.images(np.arange(len(digits.val))), digits.mean, digits.std)
     with torch.no_grad():
-        expected = simulated(model, dataclasses.replace(settings, ranges=ranges))(torch.from_numpy(images)).numpy()
-    # A value on the border of two steps may fall to either side: nearly all, not all.
+        engine: Engine = "litert" if path.suffix == ".tflite" else "onnxruntime"
+        network = simulated(model, dataclasses.replace(settings, ranges=ranges), engine=engine)
+        expected = network(torch.from_numpy(images)).numpy()
+    # A layer in float may put a value to the other side of the border of two steps: nearly all, not all.
     return bool((np.abs(parity.file_logits(path, images) - expected) < 1e-4).mean() > 0.98)
 
 

@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from edgecompress import quantization, sites
 from edgecompress.compress.quantize.folding import compute
+from edgecompress.compress.quantize.integers import insert
 from edgecompress.compress.quantize.rounding import rounded, rounded_weight
-from edgecompress.compress.quantize.simulation import calibrated, insert
+from edgecompress.compress.quantize.simulation import calibrated
 
 if TYPE_CHECKING:
     from edgecompress.compress.qat import Params

@@ -1,0 +1,156 @@
+"""The operators of an int8 file in the arithmetic of the engines, put into a simulated network (simulation.py).
+
+Summed in float32, a value that lies near the border of two steps falls to either side of it, and the layers after it pass
+that on. Here, as in every engine, a layer adds up integers, without error. What follows is what ONNX Runtime's kernels and
+XNNPACK (LiteRT's, on x86 and ARM) do:
+
+- layer: the sum as float32, times step read · step of the weights / step written in float32, rounded half to even;
+- average: the mean of the integers, rounded half to even;
+- addition: ONNX Runtime adds in float32 (on x86; on ARM it shifts integers, which is not reckoned with). XNNPACK multiplies both
+  integers with integers of at most 21 bits in the place of step read / step written, and shifts the sum back, half upwards
+  (its `xnn_init_qs8_add_minmax_scalar_params`).
+
+Products, concatenations, and batch norms and ReLUs that are not fused compute in float32, as layers in float do.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from edgecompress import sites
+from edgecompress.compress.quantize.folding import Engine
+from edgecompress.compress.quantize.rounding import output_axis
+
+_BITS = 21
+"""Of the larger multiplier of an addition in XNNPACK."""
+
+_FINE = 2.0**-16
+"""Of the step written, what the bias of a channel of zeros is rounded to: its weights have no step."""
+
+
+class _Layer(nn.Module):
+    """A layer in float32 outside and integers inside. weights: their steps, (channels,) or (); read, written: steps."""
+
+    factor: Tensor
+
+    def __init__(self, layer: nn.Module, weights: Tensor, read: float, written: float) -> None:
+        super().__init__()
+        self.read, self.written = read, written
+        self.layer = copy.deepcopy(layer).double()
+        steps = torch.where(weights > 0, weights.double(), _FINE * written / read)
+        shape = [1] * layer.weight.dim()
+        shape[output_axis(layer)] = -1
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.round(self.layer.weight / steps.reshape(shape)))
+            if layer.bias is not None:
+                self.layer.bias.copy_(torch.round(self.layer.bias / (steps * read)))
+        factor = steps.float() * torch.tensor(read) / torch.tensor(written)
+        self.register_buffer("factor", factor.reshape([-1] + [1] * (layer.weight.dim() - 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        sums = self.layer(torch.round(x / self.read).double()).float()
+        return torch.round(sums * self.factor) * self.written
+
+
+class _Addition(nn.Module):
+    """XNNPACK's addition of multiples of the steps a and b, to multiples of the step `written`."""
+
+    def __init__(self, a: float, b: float, written: float) -> None:
+        super().__init__()
+        self.steps, self.written = (a, b), written
+        ratios = [float(np.float32(step) / np.float32(written)) for step in (a, b)]
+        self.shift = _BITS - math.frexp(max(ratios))[1]
+        self.factors = [round(math.ldexp(ratio, self.shift)) for ratio in ratios]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        half = 1 << (self.shift - 1)
+        terms = [torch.round(v / s).long() * f for v, s, f in zip((x, y), self.steps, self.factors, strict=True)]
+        return ((terms[0] + terms[1] + half) >> self.shift).float() * self.written
+
+
+class _Levels(nn.Module):
+    """Multiples of a step → integers."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.round(x / self.step)
+
+
+class _Mean(nn.Module):
+    """A mean of multiples of `read`, in those → the nearest multiple of `written`."""
+
+    def __init__(self, read: float, written: float) -> None:
+        super().__init__()
+        self.factor, self.written = read / written, written
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.round(x * self.factor) * self.written
+
+
+def put(
+    traced: fx.GraphModule,
+    likes: Mapping[str, str],
+    steps: Mapping[str, float],
+    weights: Mapping[fx.Node, Tensor],
+    engine: Engine,
+) -> dict[str, fx.Node]:
+    """Replace layers, averages and (for LiteRT) additions of a trace whose batch norms are folded, in place.
+
+    likes: as `sites.scales` found them before. steps: site → its step. weights: node of a layer that is in integers, and
+    computes with rounded weights and bias already → the steps of its weights, (channels,) or (). Returns average → the node
+    that now has its value. The trace is to be recompiled then.
+    """
+    new: list[tuple[fx.Node, nn.Module]] = []
+    for node, weight_steps in weights.items():
+        read, end = steps[likes[node.args[0].name]], _end(traced, node, likes)  # type: ignore[union-attr]
+        if end is not None and read > 0 and steps[end] > 0:
+            new.append((node, _Layer(traced.get_submodule(str(node.target)), weight_steps, read, steps[end])))
+    for node in sites.additions(traced) if engine == "litert" else ():
+        terms = [steps.get(likes.get(term.name, ""), 0.0) for term in node.args]
+        end = _end(traced, node, likes)
+        if end is not None and all(term > 0 for term in terms) and steps[end] > 0:
+            new.append((node, _Addition(terms[0], terms[1], steps[end])))
+    for node, module in new:
+        name = f"integers_{node.name}"
+        traced.add_submodule(name, module)
+        node.op, node.target = "call_module", name
+    means: dict[str, fx.Node] = {}
+    for node in sites.averages(traced):
+        source = node.all_input_nodes[0]
+        read, written = steps[likes[source.name]], steps[node.name]
+        if read > 0 and written > 0:
+            levels, mean = f"levels_{node.name}", f"mean_{node.name}"
+            traced.add_submodule(levels, _Levels(read))
+            traced.add_submodule(mean, _Mean(read, written))
+            with traced.graph.inserting_before(node):
+                node.replace_input_with(source, traced.graph.call_module(levels, (source,)))
+            means[node.name] = insert(traced, node, mean)
+    return means
+
+
+def _end(traced: fx.GraphModule, node: fx.Node, likes: Mapping[str, str]) -> str | None:
+    """The site that a node writes; None when a batch norm that could not be folded lies between."""
+    while node.name not in likes:
+        (node,) = node.users
+        if node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), sites.NORMS):
+            return None
+    return node.name
+
+
+def insert(module: fx.GraphModule, node: fx.Node, name: str) -> fx.Node:
+    """Put a call of the submodule `name` between a node and all that read it. The module is to be recompiled then."""
+    readers = list(node.users)
+    with module.graph.inserting_after(node):
+        new = module.graph.call_module(name, (node,))
+    for reader in readers:
+        reader.replace_input_with(node, new)
+    return new
