@@ -5,6 +5,7 @@ Its times say nothing about a board's. EDGECOMPRESS_BOARD_OUT names a folder for
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -419,6 +420,24 @@ def test_a_fault_in_the_middle_keeps_the_trace_so_far_and_the_latencies(
     assert len(result.power.trace.t_ns) > 50
     summary = summarise(result.power, conditions=result.conditions, plan=job.power)
     assert summary.gross_j is None and summary.invalid
+
+
+@pytest.mark.heavy
+def test_a_job_over_the_serial_console(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the guest's own getty, login and shell, with a password. Its line has no speed: no time is compared."""
+    board.guest.ssh("chpasswd", stdin=b"board:a word of 4\n")
+    monkeypatch.setenv("CONSOLE_PASSWORD", "a word of 4")
+    profile = board.guest.console_profile(password_env="CONSOLE_PASSWORD", workdir="over-the-console")
+    lines = {check.name: check for check in doctor(profile)}
+    assert lines["reachable"].ok and lines["python"].ok and lines["user"].detail.startswith("board")
+    profile = profile.model_copy(update={"python": "~/.cache/edgecompress/venv/bin/python"})  # set up over SSH
+    job, blobs = _job(board, tmp_path, "console")
+    with connect(profile) as session:
+        result = session.measure(dataclasses.replace(job, sensor="none", sensor_options={}, power=None), blobs)
+    assert result.status == "ok" and result.blocks
+    there = board.guest.ssh("sha256sum ~board/over-the-console/blobs/*").split()
+    assert set(there[::2]) == set(blobs)
+    assert not board.guest.ssh("find ~board/over-the-console/jobs -mindepth 1")
 
 
 @pytest.mark.heavy

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from edgecompress.board import serial_bootstrap, serial_login
+from edgecompress.board.agent import open_agent
 from edgecompress.board.devices import trust
 from edgecompress.board.doctor import doctor
 from edgecompress.board.serial_transport import SerialTransport, told
@@ -125,6 +126,29 @@ def test_an_upload_goes_on_where_the_cable_was_pulled(
     assert line.carried - carried < 220_000
     assert not list(tmp_path.glob(".there.*.part"))
     transport.close()
+
+
+def test_an_agent_goes_on_by_itself_when_the_cable_is_plugged_in_again(
+    console: MakeLine, serial_profile: MakeProfile, tmp_path: Path
+) -> None:
+    line = console(bytes_per_s=150_000)
+    line.start_shell("bash")
+    file, notices, seen = tmp_path / "wheel", list[str](), list[int]()
+    file.write_bytes(os.urandom(200_000))
+    agent = open_agent(serial_profile(line))
+    agent.notice = notices.append
+
+    def pull_once(there: int) -> None:
+        seen.append(there)
+        if there > 100_000 and not notices and line.port.exists():
+            line.pull()
+            threading.Timer(0.7, line.plug).start()
+
+    agent.send(file, str(tmp_path / "there"), pull_once)
+    agent.close()
+    assert (tmp_path / "there").read_bytes() == file.read_bytes()
+    assert notices and "link lost" in notices[0]
+    assert seen == sorted(seen) and seen[-1] == 200_000
 
 
 def test_a_part_that_is_not_of_this_file_is_sent_anew(

@@ -10,6 +10,7 @@ a board's.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -96,6 +97,17 @@ class Guest:
         }  # fmt: skip
         return DeviceProfile.model_validate(values | fields)
 
+    def console_profile(self, **fields: object) -> DeviceProfile:
+        """A device profile of its serial console (ttyAMA0, with a getty), which qemu gives a pseudo-terminal of this machine."""
+        found = re.search(r"redirected to (/dev/pts/\d+) \(label console\)", (self.folder / "qemu.log").read_text())
+        if found is None:
+            raise RuntimeError(f"qemu names no terminal: {(self.folder / 'qemu.log').read_text()}")
+        values: dict[str, object] = {
+            "name": "console", "transport": "serial", "serial_port": found[1], "user": "board",
+            "connect_timeout_s": 60, "reconnect_s": 120,
+        }  # fmt: skip
+        return DeviceProfile.model_validate(values | fields)
+
     def ssh(self, command: str, *, user: str = "root", stdin: bytes = b"", timeout_s: float = 240) -> str:
         """What a shell command printed. RuntimeError when its status is not 0."""
         done = self.try_ssh(command, user=user, stdin=stdin, timeout_s=timeout_s)
@@ -153,7 +165,8 @@ class Guest:
             "-drive", f"file={disk},if=virtio,format=qcow2,cache=unsafe",
             "-netdev", f"user,id=lan,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-:22",
             "-device", "virtio-net-pci,netdev=lan,romfile=",
-            "-display", "none", "-serial", f"file:{console}", "-monitor", f"unix:{self._socket},server=on,wait=off",
+            "-display", "none", "-chardev", f"pty,id=console,logfile={console}",
+            "-serial", "chardev:console", "-monitor", f"unix:{self._socket},server=on,wait=off",
             "-pidfile", str(self.folder / "qemu.pid"), *extra,
         ]  # fmt: skip
         command += (
