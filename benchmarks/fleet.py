@@ -142,7 +142,7 @@ def trial(kind: str, seconds: float, profiles: list[DeviceProfile], run_dir: Run
     return {
         "kind": kind, "boards": len(profiles), "variants": len(rows), "failed": failed, "wall_s": round(wall_s, 2),
         "slowest_board_s": round(max(jobs), 2), "fastest_board_s": round(min(jobs), 2), "ratio": round(wall_s / max(jobs), 4),
-        "boards_that_measured": len({row["member"] for row in rows}), "host_cpu_s": round(cpu_s, 2),
+        "boards_that_measured": len({row["member"] for row in rows} - {None}), "host_cpu_s": round(cpu_s, 2),
         "host_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         "host_before_mb": round(before_kb / 1024, 1), "most_threads": most[0],
     }  # fmt: skip
@@ -152,7 +152,7 @@ def child(kind: str, seconds: float, profiles: list[DeviceProfile], folder: Path
     """The same in a process of its own."""
     (folder / "profiles.json").write_text(json.dumps([p.model_dump(mode="json") for p in profiles]))
     argv = [sys.executable, __file__, "--trial", kind, "--seconds", str(seconds), "--folder", str(folder)]
-    done = subprocess.run(argv, check=True, capture_output=True, text=True)
+    done = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     found["load_after_1m"] = round(os.getloadavg()[0], 2)
     return found

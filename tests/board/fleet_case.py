@@ -39,7 +39,7 @@ def linear(path: Path, seed: int) -> None:
 
 
 def study(recipes: int, **measure: Any) -> StudySpec:
-    steps = {f"r{n}": [{"method": "magnitude", "sparsity": 0.1 + 0.05 * n}] if n else [] for n in range(recipes)}
+    steps = {f"r{n}": [{"method": "magnitude", "sparsity": 0.1 + 0.01 * n}] if n else [] for n in range(recipes)}
     usual = {"warmup_s": 0.01, "min_s": 0.1, "blocks": 2, "rounds": 2, "score_images": 20}
     return StudySpec.model_validate({
         "name": "fleet", "model": {"name": "lenet5"}, "data": {"name": "digits"}, "recipes": steps, "formats": ["onnx-fp32"],

@@ -97,18 +97,6 @@ def test_a_pool_goes_on_without_a_board_that_is_away_and_one_that_dies(
     assert sum(f"{begun} onnx-fp32 on b1 of pool" in text for text in seen.texts) == 2, "anew, from its first round"
 
 
-def test_rows_of_two_boards_of_a_pool_are_compared_with_a_warning(board: MakeBoard, tmp_path: Path) -> None:
-    run_dir, asked = RunDir(tmp_path / "run"), study(2, min_s=0.5, rounds=1)
-    devices = by_name(make_pool("pool", [board(0), board(1)]))
-    made_before(run_dir, asked, devices)
-    made = run(run_dir, asked, devices, Watching())
-    assert {row["member"] for row in made} == {"b0", "b1"}
-    assert made[1]["vs_baseline"]["speedup"] is not None
-    here, there = made[1]["member"], made[0]["member"]
-    said = f"against r0 / onnx-fp32: compared across boards: {here} here, {there} there"
-    assert any(text.startswith(said) for text in made[1]["warnings"]), made[1]["warnings"]
-
-
 def test_a_board_with_a_fault_of_its_own_does_not_eat_the_pools_work(board: MakeBoard, tmp_path: Path) -> None:
     """One whose directory takes no files fails every job at once; the others must get them all the same."""
     run_dir, asked = RunDir(tmp_path / "run"), study(3, rounds=1)

@@ -99,3 +99,16 @@ def test_a_board_may_join_and_nothing_is_measured_again(tmp_path: Path) -> None:
     alone = pool_of(tmp_path, write(tmp_path, "a", **metered))
     mixed = pool_of(tmp_path, "a.yaml", write(tmp_path, "b", **other))
     assert facts_of(alone) != facts_of(mixed)
+
+
+def test_a_step_that_measures_while_it_works_may_do_so_on_a_pool(tmp_path: Path) -> None:
+    recipes = {"p": [{"method": "channels", "macs": 0.5, "multiple": "auto"}]}
+    study = StudySpec.model_validate(
+        {"name": "s", "model": {"name": "resnet20"}, "data": {"name": "digits"}, "recipes": recipes}
+    )
+    a, b = write(tmp_path, "a"), write(tmp_path, "b")
+    nodes = [
+        make_plan(study, {"pi-pool": pool}, agent_sha256="x").recipes["p"][-1]
+        for pool in (pool_of(tmp_path, a), pool_of(tmp_path, a, b))
+    ]
+    assert nodes[0] == nodes[1] and nodes[0].device == "pi-pool"
