@@ -105,6 +105,8 @@ def boards(count: int, folder: Path, python: Path, stack: ExitStack) -> list[Dev
         make_key(home / "client_key")
         (home / "authorized_keys").write_text((home / "client_key.pub").read_text())
         server = Sshd(home, free_port())
+        # a home of its own: what this user's shell does when it starts (pyenv's takes a lock) is no board's affair
+        server.extra += f"\nSetEnv HOME={home}"
         server.start()
         stack.callback(server.stop)
         (home / "known_hosts").write_text(f"[127.0.0.1]:{server.port} {server.host_key}\n")

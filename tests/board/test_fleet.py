@@ -27,7 +27,12 @@ MakeBoard = Callable[..., DeviceProfile]
 
 @pytest.fixture(scope="module")
 def servers(make_sshd: Callable[..., Sshd]) -> list[Sshd]:
-    return [make_sshd() for _ in range(3)]
+    made = [make_sshd() for _ in range(3)]
+    for server in made:  # a home of its own: what this user's shell does when it starts is no board's affair
+        server.stop()
+        server.extra += f"\nSetEnv HOME={server.folder}"
+        server.start()
+    return made
 
 
 @pytest.fixture
