@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import statistics
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,50 +28,16 @@ from edgecompress.board.session import connect
 from edgecompress.board.transport import open_transport
 from edgecompress.energy import summarise
 from edgecompress.energy.trace import Readings
-from edgecompress.study import DeviceProfile
 from tests.board.emulated import image
-from tests.board.emulated.waveform import PARAMETERS, Waveform, shapes
+from tests.board.emulated.board import DRIVER_OPTIONS, OPTIONS, Board
+from tests.board.emulated.waveform import Waveform, shapes
 
 pytestmark = [pytest.mark.emulated, pytest.mark.slow, pytest.mark.timeout(3000)]
 
-OPTIONS: dict[str, Any] = {"bus": 1, "shunt_ohm": 0.1}
 PERIODS_MS = {"ina219": (10, 37, 100, 330, 1000), "hwmon": (10, 1000)}
 WINDOWS, WINDOW_S = 2, 10.0
 """Windows of the default length."""
 LIMIT = 0.005
-CHIP = "/sys/bus/i2c/devices/i2c-1"
-
-
-class Board:
-    """The guest with its INA219."""
-
-    def __init__(self, guest: Any) -> None:
-        self.guest = guest
-
-    def set(self, name: str, value: str) -> None:
-        self.guest.ssh(f"printf %s '{value}' > {PARAMETERS}/{name}")
-
-    def play(self, waveform: Waveform) -> int:
-        """Begin it; its beginning on the board's clock."""
-        self.set("waveform", waveform.text)
-        return int(self.guest.ssh(f"cat {PARAMETERS}/waveform").split()[0])
-
-    def bind(self) -> None:
-        """Give the chip to the kernel's driver, and tell it the shunt."""
-        self.guest.ssh(f"echo ina219 0x40 > {CHIP}/new_device")
-        self.guest.ssh("for f in /sys/class/hwmon/hwmon*/shunt_resistor; do echo 100000 > $f; done")
-
-    def unbind(self) -> None:
-        self.guest.try_ssh(f"echo 0x40 > {CHIP}/delete_device")
-
-    def heal(self) -> None:
-        """The chip answers again, and no driver has it."""
-        self.set("fault", "none")
-        self.set("slow_ppm", "0")
-        self.unbind()
-
-    def profile(self, **fields: Any) -> DeviceProfile:
-        return self.guest.profile(**{"sensor": "ina219", "sensor_options": OPTIONS, "scope": "board"} | fields)
 
 
 @pytest.fixture(scope="module")
@@ -95,28 +60,12 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[bool],
             running.clear()
             guest = Guest(tmp_path_factory.mktemp("guest"), free_port(), counted=counted)
             running[counted] = Board(guest)
-            _begin(guest)
+            _record(f"machine-{'counted' if counted else 'real'}", running[counted].begin())
         return running[counted]
 
     yield make
     for board in running.values():
         board.guest.stop()
-
-
-def _begin(guest: Any) -> None:
-    """Resume it, and load the chip and its driver."""
-    resumed_s = guest.resume()
-    names = []
-    for module in image.modules(image.image_dir()):
-        guest.ssh(f"cat > /tmp/{module.name}", stdin=module.read_bytes())
-        names.append(module.name)
-    guest.ssh(f"modprobe i2c-dev; insmod /tmp/{names[0]}; modprobe hwmon; modprobe regmap-i2c; insmod /tmp/{names[1]}")
-    guest.ssh(f"chgrp i2c {PARAMETERS}/waveform; chmod 664 {PARAMETERS}/waveform; udevadm settle")
-    qemu = subprocess.run(["qemu-system-aarch64", "--version"], check=True, capture_output=True, text=True).stdout
-    _record(f"machine-{'counted' if guest.counted else 'real'}", {
-        "resumed_s": resumed_s, "qemu": qemu.splitlines()[0], "host_cpus": os.cpu_count(), "host_load_1m": os.getloadavg()[0],
-        "guest": guest.ssh("uname -srvm; cat /etc/debian_version; python3 --version").splitlines(),
-    })  # fmt: skip
 
 
 @pytest.fixture
@@ -232,7 +181,7 @@ def test_doctor_reads_the_chip_and_names_every_fault(board: Board) -> None:
     sensor("too large a current", False, "beyond the range already", sensor_options=OPTIONS | {"max_current_a": 0.5})
     board.bind()
     sensor("held by the driver", False, "ina2xx of the kernel holds the chip at 0x40", "sensor: hwmon")
-    sensor("by the driver", True, "W now", "ina219", sensor="hwmon", sensor_options={"shunt_ohm": 0.1})
+    sensor("by the driver", True, "W now", "ina219", sensor="hwmon", sensor_options=DRIVER_OPTIONS)
     board.unbind()
     sensor("let go", True, "3.500 W now")
     _record("faults", said)
@@ -243,7 +192,7 @@ def test_energy_of_waveforms_with_a_known_integral(counted: Board, sensor: str) 
     board, options = counted, OPTIONS
     if sensor == "hwmon":
         board.bind()
-        options = {"shunt_ohm": 0.1}
+        options = DRIVER_OPTIONS
     cells = [
         (name, period_ms, waveform)
         for period_ms in PERIODS_MS[sensor]
@@ -275,7 +224,12 @@ def test_a_chip_whose_clock_is_slow(counted: Board) -> None:
     assert all(abs(e) <= LIMIT for row in rows for e in row["errors"]), rows
 
 
-def _study(folder: Path, board: Board, sensors: list[dict[str, Any]]) -> tuple[Path, list[str]]:
+FORMATS = ("onnx-fp32", "onnx-int8", "tflite-int8")
+
+
+def _study(
+    folder: Path, board: Board, sensors: list[dict[str, Any]], formats: Sequence[str] = FORMATS
+) -> tuple[Path, list[str]]:
     """The study file, and the names of its devices: the guest with each sensor, and this machine."""
     names = []
     for fields in sensors:
@@ -288,7 +242,7 @@ def _study(folder: Path, board: Board, sensors: list[dict[str, Any]]) -> tuple[P
     study = {
         "name": "emulated-board", "seed": 0, "model": {"name": "resnet20", "width": 0.5},
         "data": {"name": "digits", "augment": "none"}, "baseline": {"epochs": 4, "lr": 0.1, "batch_size": 32},
-        "recipes": {"baseline": []}, "formats": ["onnx-fp32", "onnx-int8", "tflite-int8"],
+        "recipes": {"baseline": []}, "formats": [*formats],
         "devices": [*(f"{name}.yaml" for name in names), "here.yaml"],
         "measure": {"warmup_s": 1, "min_s": 5, "blocks": 5, "rounds": 1, "score_on": "test", "timeout_s": 1800},
     }  # fmt: skip
@@ -345,6 +299,33 @@ def test_a_study_scores_as_here_and_measures_the_energy_that_was_drawn(board: Bo
             assert "no reading for" in row["energy_reason"] or "readings" in row["energy_reason"], row["energy_reason"]
         else:
             assert row["energy_mj_low"] <= drawn_mj <= row["energy_mj_high"], (form, drawn_mj, row["energy_mj"])
+
+
+@pytest.mark.heavy
+def test_a_study_reads_the_same_chip_through_the_kernels_driver(board: Board, tmp_path: Path) -> None:
+    """One format, and a load that stands still: of others the driver sees a twentieth (docs/results/boards)."""
+    from edgecompress.cli import main
+
+    driver = {"name": "emulated", "sensor": "hwmon", "sensor_options": DRIVER_OPTIONS}
+    file, _ = _study(tmp_path, board, [driver], ["tflite-int8"])
+    waveform = shapes(10_000_000)["constant"]
+    begun_ns = board.play(waveform)
+    board.bind()
+    assert main(["run", str(file), "--out", str(tmp_path / "run")]) == 0
+    rows = {r["device"]: r for r in json.loads((tmp_path / "run" / "results.json").read_text())["rows"]}
+    there = rows["emulated"]
+    assert there["status"] == "ok" and there["sensor"] == "hwmon" and there["top1"] == rows["here"]["top1"]
+    (power,) = (
+        wire.from_json(wire.Power, value["result"]["power"])
+        for file in (tmp_path / "run" / "records" / "measurement").glob("*.json")
+        if (value := json.loads(file.read_text()))["device"] == "emulated"
+    )
+    errors = _errors(power, waveform, begun_ns)
+    _record("study-hwmon", {
+        "top1": {name: row["top1"] for name, row in rows.items()}, "energy_mj": there["energy_mj"],
+        "energy_reason": there["energy_reason"], "errors": errors, **_counts(power.trace),
+    })  # fmt: skip
+    assert all(abs(e) <= LIMIT for e in errors)
 
 
 def _differ(ours: Sequence[int], theirs: Sequence[int]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,7 +92,8 @@ def test_energy_has_all_its_figures_and_its_warnings(tmp_path: Path, capsys: pyt
     assert summary["energy_mj"] == pytest.approx(3.6e6 / summary["inferences_per_wh"])
     assert (summary["battery_hours"], summary["sensor"]) == (pytest.approx(5), "replay (replayed)")
     assert any("replayed" in text for text in found["warnings"])
-    assert any("windows of 0.3 s" in text for text in found["warnings"])
+    # a busy machine ends a window late
+    assert any(re.match(r"windows of [\d.]+ s: shorter", text) for text in found["warnings"]), found["warnings"]
 
 
 def test_a_sensor_that_dies_leaves_the_rest_and_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

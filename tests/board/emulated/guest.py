@@ -4,7 +4,8 @@ Booting takes half a minute, so it is done once: the booted machine, with the en
 kept as a saved state beside the image, and every later start resumes a copy of it in some seconds. Its times say nothing about
 a board's.
 
-    python -m tests.board.emulated.guest        makes image and saved state, where they are not there
+    python -m tests.board.emulated.guest            makes image and saved state, where they are not there
+    python -m tests.board.emulated.guest --why      says whether this machine can resume it, and why not
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from tests.board.emulated import image
 CPU, CPUS, MEMORY_MB = "cortex-a72", 2, 1536
 """A Raspberry Pi 4's CPU: no dot product instructions. A saved state can be resumed only by the machine that it was saved from."""
 _STATE = "ready"
+_BUSY = 4.0
+"""Load for each CPU at which the guest hardly moves: its deadlines would fail for want of CPUs."""
 _BOOT_S, _RESUME_S, _STOP_S = 600.0, 600.0, 20.0
 
 
@@ -54,10 +57,14 @@ class Guest:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def prepared(self) -> Path:
+    @staticmethod
+    def saved(*, counted: bool) -> Path:
         """The disk with the saved state; its name says what it was saved from."""
-        clock = "counted" if self.counted else "real"
+        clock = "counted" if counted else "real"
         return image.image_dir() / f"prepared-{CPU}-{CPUS}-{MEMORY_MB}-{clock}.qcow2"
+
+    def prepared(self) -> Path:
+        return self.saved(counted=self.counted)
 
     def boot(self, disk_from: Path | None = None) -> float:
         """Start it from the clean image, or from a disk that was prepared; seconds until it answered."""
@@ -226,6 +233,18 @@ def prepare() -> None:
             installed = guest.prepared()
 
 
+def why_not_resumed() -> str | None:
+    """Why the saved state with this machine's clock cannot be resumed now; None when it can."""
+    why = image.why_not_here()
+    needed = (Guest.saved(counted=False), *image.modules(image.image_dir()))
+    if why is None and not all(file.exists() for file in needed):
+        why = f"no saved state of the emulated board in {image.image_dir()}: `make board` makes it"
+    load, cpus = os.getloadavg()[0], os.cpu_count() or 1
+    if why is None and load > _BUSY * cpus:
+        why = f"this machine is too busy to emulate another one (load {load:.0f} on {cpus} CPUs): try again when it is not"
+    return why
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -243,6 +262,14 @@ def _until_prompt(receive: Callable[[int], bytes]) -> bytes:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--why"]:
+        why = why_not_resumed()
+        print(
+            f"The emulated arm64 board cannot run here: {why}"
+            if why
+            else "The emulated arm64 board is resumed for the tests."
+        )
+        sys.exit(0)
     try:
         prepare()
     except image.CannotRun as error:
