@@ -70,12 +70,12 @@ class Agent:
             self._transport.close()
             self._transport = None
 
-    def hello(self) -> wire.Hello:
-        """What the device is and has: Python, engines, conditions. Brings the agent there first. Asked once a session.
+    def hello(self, *, fresh: bool = False) -> wire.Hello:
+        """What the device is and has: Python, engines, conditions. Brings the agent there first. Asked once, unless fresh.
 
         UserError: no Python there that is new enough. OutOfReach, DeviceError: what keeps the agent from answering.
         """
-        if self._hello is None:
+        if self._hello is None or fresh:
             self.refuse_shared(self.python)
             try:
                 self.bring()

@@ -1,4 +1,4 @@
-"""A person's dealings with a device: pin its key (`trust`), install engines (`setup`); see what is wrong with it: doctor.py."""
+"""A person's dealings with a device: pin its key (`trust`), install engines (`setup`), undo that (`remove`). See doctor.py, too."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Callable
 from edgecompress.board import known_hosts
 from edgecompress.board.link import Link, check_host_key
 from edgecompress.board.provision import setup
+from edgecompress.board.removal import remove
 from edgecompress.board.route import resolve
 from edgecompress.board.transport import LinkLost
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.study import DeviceProfile
 
-__all__ = ["setup", "trust"]
+__all__ = ["remove", "setup", "trust"]
 
 
 def trust(profile: DeviceProfile, confirm: Callable[[str], bool]) -> list[str]:

@@ -106,13 +106,18 @@ def requirements(wheels: Sequence[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def has(agent: Agent, python: str, packages: Sequence[str]) -> bool:
+    """Whether the environment of `python` there has just these versions."""
+    there = agent.again(lambda t: t.run([python, "-c", _INSTALLED, *packages]))
+    return there.status == 0 and there.stdout.strip().endswith(b"True")
+
+
 def install(agent: Agent, python: str, packages: Sequence[str], wheels: Sequence[Path], progress: Progress) -> None:
     """Bring the wheels to the board and install them into the environment of `python`. Nothing is sent when it has them.
 
     DeviceError: pip there refused; the wheels are then removed, so that the next try sends them anew.
     """
-    there = agent.again(lambda t: t.run([python, "-c", _INSTALLED, *packages]))
-    if there.status == 0 and there.stdout.strip().endswith(b"True"):
+    if has(agent, python, packages):
         return
     if agent.profile.transport == "serial":
         progress.say(told(sum(w.stat().st_size for w in wheels), agent.profile.baud_rate))

@@ -1,129 +1,162 @@
 """Install the engines on a board: a virtual environment in the device's workdir, and the versions that its Python can have.
 
-Nothing is done as root. The versions are pinned, so that two boards with the same Python measure the same engines; they
-were found by asking the package index for wheels of each Python on aarch64, armv7l and x86_64.
+Nothing is done as root. Which versions: engine_wheels.py.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from edgecompress.board.agent import Agent, open_agent
-from edgecompress.board.offline import collect, install
+from edgecompress.board.engine_wheels import OLDER, PACKAGES, WHEELS, WHEELS_ARMV7, BoardPython, wheels
+from edgecompress.board.offline import collect, has, install
 from edgecompress.board.transport import Completed, DeviceError, command, readable
-from edgecompress.errors import UserError
+from edgecompress.errors import StepFailed, UserError
 from edgecompress.progress import SILENT, Progress
 from edgecompress.study import DeviceProfile
-
-_WHEELS: dict[tuple[int, int], tuple[str, ...]] = {
-    (3, 8): ("numpy==1.24.4", "onnxruntime==1.19.2", "tflite-runtime==2.13.0"),
-    (3, 9): ("numpy==2.0.2", "onnxruntime==1.19.2", "ai-edge-litert==2.1.0"),
-    (3, 10): ("numpy==2.2.6", "onnxruntime==1.23.2", "ai-edge-litert==2.3.0"),
-    (3, 11): ("numpy==2.4.6", "onnxruntime==1.32.0", "ai-edge-litert==2.3.0"),
-    (3, 12): ("numpy==2.4.6", "onnxruntime==1.32.0", "ai-edge-litert==2.3.0"),
-    (3, 13): ("numpy==2.4.6", "onnxruntime==1.32.0", "ai-edge-litert==2.3.0"),
-}
-"""For 64-bit ARM and x86. ai-edge-litert has no wheel for 3.8; onnxruntime's newest need 3.11."""
-
-_WHEELS_ARMV7: dict[tuple[int, int], tuple[str, ...]] = {(3, 11): ("tflite-runtime==2.14.0",)}
-"""32-bit ARM: no onnxruntime, and no numpy either, which comes from the board's own distribution (below 2, as it must be)."""
 
 _CANDIDATES = ("python3", "python3.13", "python3.12", "python3.11", "python3.10", "python3.9", "python3.8")
 _FACTS = (
     "import sys, json, struct, platform;"
     "print(json.dumps([list(sys.version_info[:2]), platform.machine(), 8 * struct.calcsize('P'), platform.libc_ver()]))"
 )
+_CHOSEN = "venv/older-versions"
 _VENV_S = 600.0
 _PIP_S = 3600.0
 
 
-@dataclass(frozen=True)
-class BoardPython:
-    """An interpreter on the device. machine: what its wheels are called by (a 32-bit Python on a 64-bit kernel: armv7l). glibc:
-    its version; None where it has another C library."""
-
-    command: str
-    version: tuple[int, int]
-    machine: str
-    glibc: tuple[int, int] | None = None
-
-
-def wheels(python: BoardPython, *, where: str) -> tuple[str, ...]:
-    """What pip shall install. UserError when there are no engines for this Python and machine."""
-    table = {"aarch64": _WHEELS, "x86_64": _WHEELS, "armv7l": _WHEELS_ARMV7}.get(python.machine)
-    if table is None:
-        fix = "Build an engine for it, and name its Python in the device profile (python:)."
-        raise UserError(f"no engine has wheels for {readable(python.machine, 40)}", where=where, fix=fix)
-    if python.version not in table:
-        have = ", ".join(f"{major}.{minor}" for major, minor in table)
-        what = f"no engine has wheels for Python {python.version[0]}.{python.version[1]} on {python.machine}"
-        fix = f"Install one of these Pythons there: {have}"
-        raise UserError(what, where=where, fix=fix + (", or a 64-bit system." if python.machine == "armv7l" else "."))
-    return table[python.version]
-
-
-def setup(profile: DeviceProfile, progress: Progress = SILENT, *, offline: bool = False) -> list[str]:
+def setup(
+    profile: DeviceProfile, progress: Progress = SILENT, *, offline: bool = False, dry_run: bool = False
+) -> list[str]:
     """Make `workdir/venv` on the device and install the engines into it. Harmless when done again. A line for each engine.
 
-    offline: the device has no network; wheels are collected on this machine and brought there.
+    An engine whose import fails there gives way to an older version, which later setups keep. offline: the device has no network;
+    wheels are collected on this machine and brought there. dry_run: nothing is written, here or there; the lines say what would be.
     UserError: a person has to install something there, or the profile names a Python of its own. StepFailed: it broke.
     """
     where = profile.name
-    if profile.transport == "local":
-        raise UserError(
-            "this machine measures with the Python that runs edgecompress",
-            where=where,
-            fix="pip install 'edgecompress[tflite]'",
-        )
-    if profile.python is not None:
-        raise UserError(
-            f"the profile names its Python ({profile.python}), which would not use what setup installs",
-            where=where,
-            fix="Remove python from the profile, or install the engines into that Python yourself.",
-        )
+    check_own_python(profile)
     agent = open_agent(profile)
     try:
         with progress.task(f"setting up {profile.name}", total=4) as task:
             agent.notice = task.describe
             task.describe("looking for Python")
-            base = _find_python(agent, where)
+            base = find_python(agent, where)
             agent.refuse_shared(base.command)
-            packages = wheels(base, where=where)
+            packages = _fitting(agent, wheels(base, where=where))
             task.advance()
+            if dry_run:
+                return _would(agent, base, packages, offline=offline)
             task.describe("making an environment")
             python = _environment(agent, base, where)
+            packages = _fitting(agent, wheels(base, where=where))  # one made anew remembers nothing
             task.advance()
-            if offline:
-                task.describe("collecting wheels")
-                collected = collect(
-                    packages, machine=base.machine, python=base.version, glibc=base.glibc, where=where
-                )  # fmt: skip
-                task.describe("installing " + ", ".join(packages))
-                install(agent, python, packages, collected, progress)
-            else:
-                task.describe("installing " + ", ".join(packages))
-                _install(agent, python, packages)
+
+            def put_in(wanted: tuple[str, ...]) -> None:
+                task.describe("installing " + ", ".join(wanted))
+                if not offline:
+                    return _install(agent, python, wanted)
+                found = collect(wanted, machine=base.machine, python=base.version, glibc=base.glibc, where=where)
+                return install(agent, python, wanted, found, progress)
+
+            put_in(packages)
             _need_numpy(agent, python, packages, where)
             task.advance()
             task.describe("trying the engines")
             agent.python = python
-            hello = agent.hello()
+            lines = _try(agent, packages, put_in)
             task.advance()
     finally:
         agent.close()
-    lines = [f"Python {readable(hello.python, 40)} in {agent.root}/venv"]
-    for name, found in sorted(hello.engines.items()):
-        lines.append(
-            f"{name} {found.version}" if found.version else f"{name}: none ({readable(found.reason or '', 300)})"
-        )
-    if not any(found.version for found in hello.engines.values()):
-        raise DeviceError(f"{where}: no engine works after the installation: {'; '.join(lines[1:])}")
     return lines
 
 
-def _find_python(agent: Agent, where: str) -> BoardPython:
+def check_own_python(profile: DeviceProfile) -> None:
+    """UserError where there is no environment of ours to make or remove."""
+    if profile.transport == "local":
+        raise UserError(
+            "this machine measures with the Python that runs edgecompress",
+            where=profile.name,
+            fix="pip install 'edgecompress[tflite]'",
+        )
+    if profile.python is not None:
+        raise UserError(
+            f"the profile names its Python ({profile.python}), which would not use what setup installs",
+            where=profile.name,
+            fix="Remove python from the profile, or install the engines into that Python yourself.",
+        )
+
+
+def _try(agent: Agent, packages: tuple[str, ...], put_in: Callable[[tuple[str, ...]], None]) -> list[str]:
+    """Import every engine there, and put older versions in the place of those that fail. What was found, a line for each."""
+    numpy = tuple(p for p in packages if p.startswith("numpy"))
+    gave_way: dict[str, list[str]] = {}
+    failed: list[str] = []
+    hello = agent.hello()
+    for name, names in PACKAGES.items():
+        installed = next((p for p in packages if p.partition("==")[0] in names), None)
+        for older in OLDER.get(installed or "", ()):
+            found = hello.engines.get(name)
+            if found is None or found.version is not None:
+                break
+            try:
+                put_in((*numpy, older))
+            except StepFailed as error:  # there is no wheel of this one for the board: the one before it
+                failed.append(f"{older} in its place: {readable(str(error), 300)}")
+                continue
+            gave_way.setdefault(name, []).append(f"{installed}: {readable(found.reason or 'no reason', 200)}")
+            installed, hello = older, agent.hello(fresh=True)
+            if (now := hello.engines.get(name)) is not None and now.version is not None:
+                _remember(agent, older)
+    lines = [f"Python {readable(hello.python, 40)} in {agent.root}/venv"]
+    for name, found in sorted(hello.engines.items()):
+        said = found.version or f"none ({readable(found.reason or '', 300)})"
+        before = "; ".join(gave_way.get(name, []))
+        lines.append(f"{name} {said}" + (f" in the place of {before}" if before and found.version else ""))
+    if not any(found.version for found in hello.engines.values()):
+        said = "; ".join([*lines[1:], *failed])
+        raise DeviceError(f"{agent.profile.name}: no engine works after the installation: {said}")
+    return lines
+
+
+def _fitting(agent: Agent, packages: tuple[str, ...]) -> tuple[str, ...]:
+    """The table's packages, with the older versions that an earlier setup found to be needed on this board."""
+    try:
+        kept = agent.again(lambda t: t.get(f"{agent.root}/{_CHOSEN}", 4096)).decode("ascii", "replace").split()
+    except FileNotFoundError:
+        return packages
+    older = {package: one for package in packages for one in kept if one in OLDER.get(package, ())}
+    return tuple(older.get(package, package) for package in packages)
+
+
+def _remember(agent: Agent, chosen: str) -> None:
+    """Beside what makes the environment, so that it is forgotten with it."""
+    name = chosen.partition("==")[0]
+    try:
+        kept = agent.again(lambda t: t.get(f"{agent.root}/{_CHOSEN}", 4096)).decode("ascii", "replace").split()
+    except FileNotFoundError:
+        kept = []
+    text = "\n".join([*(k for k in kept if k.partition("==")[0] != name), chosen])
+    agent.again(lambda t: t.put(text.encode(), f"{agent.root}/{_CHOSEN}"))
+
+
+def _would(agent: Agent, base: BoardPython, packages: tuple[str, ...], *, offline: bool) -> list[str]:
+    """What setup would do now, in sentences."""
+    python = f"{agent.root}/venv/bin/python"
+    there = _fits(agent, python, base)
+    version = f"Python {base.version[0]}.{base.version[1]} on {readable(base.machine, 40)}"
+    lines = [f"{version} ({base.command})"]
+    lines.append(f"{agent.root}/venv: is there and stays" if there else f"{agent.root}/venv: would be made")
+    missing = [p for p in packages if not there or not has(agent, python, [p])]
+    lines += [f"{p}: {'would be installed' if p in missing else 'is installed'}" for p in packages]
+    if missing:
+        lines.append(f"wheels: would be collected {'here and brought there' if offline else 'by pip there'}")
+    return [*lines, "nothing was changed"]
+
+
+def find_python(agent: Agent, where: str) -> BoardPython:
     """The board's python3 where engines have wheels for it, else the newest one for which they do, else python3."""
     found = []
     for name in _CANDIDATES:
@@ -139,7 +172,7 @@ def _find_python(agent: Agent, where: str) -> BoardPython:
             )
         except (ValueError, TypeError):
             continue
-        if python.version in (_WHEELS_ARMV7 if python.machine == "armv7l" else _WHEELS):
+        if python.version in (WHEELS_ARMV7 if python.machine == "armv7l" else WHEELS):
             return python
         found.append(python)
     if not found:
@@ -153,8 +186,7 @@ def _environment(agent: Agent, base: BoardPython, where: str) -> str:
     """The environment's interpreter; made, or made anew when it does not work or is of another Python."""
     folder = f"{agent.root}/venv"
     python = f"{folder}/bin/python"
-    there = _run(agent, [python, "-c", "import sys, pip; print('%d.%d' % tuple(sys.version_info[:2]))"], 60.0)
-    if there.status == 0 and there.stdout.decode("ascii", "replace").strip() == f"{base.version[0]}.{base.version[1]}":
+    if _fits(agent, python, base):
         return python
     agent.again(lambda t: t.mkdirs(agent.root))
     # numpy has no wheel for armv7l: the distribution's has to be seen from inside
@@ -168,6 +200,13 @@ def _environment(agent: Agent, base: BoardPython, where: str) -> str:
             fix=f"Install it there: sudo apt install python3-venv (or python{version}-venv), then run this again.",
         )
     return python
+
+
+def _fits(agent: Agent, python: str, base: BoardPython) -> bool:
+    """Whether this interpreter is one of the base's version, and has pip."""
+    there = _run(agent, [python, "-c", "import sys, pip; print('%d.%d' % tuple(sys.version_info[:2]))"], 60.0)
+    said = there.stdout.decode("ascii", "replace").strip()
+    return there.status == 0 and said == f"{base.version[0]}.{base.version[1]}"
 
 
 def _glibc(libc: list[str]) -> tuple[int, int] | None:

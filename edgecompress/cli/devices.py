@@ -59,10 +59,14 @@ def device_trust(arguments: argparse.Namespace) -> int:
 
 
 def device_setup(arguments: argparse.Namespace) -> int:
-    from edgecompress.board.devices import setup
+    from edgecompress.board.devices import remove, setup
 
+    profile = _named(arguments.device)
     with progress() as bars:
-        lines = setup(_named(arguments.device), progress=bars, offline=arguments.offline)
+        if arguments.remove:
+            lines = remove(profile, dry_run=arguments.dry_run)
+        else:
+            lines = setup(profile, progress=bars, offline=arguments.offline, dry_run=arguments.dry_run)
     for line in lines:
         print(line)
     return 0

@@ -177,11 +177,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                 "--yes", action="store_true", help="pin without asking (compare the fingerprint yourself)"
             )
         if name == "setup":
-            action.add_argument(
-                "--offline",
-                action="store_true",
-                help="the device has no network: collect the wheels here and bring them",
-            )
+            _add_setup(action)
 
     _add_packing(verb)
     _add_channels(verb("channels", CHANNELS, "devices", within=actions))
@@ -189,6 +185,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     methods = verb("methods", "List the compression methods, or describe one with its parameters.", "models")
     methods.add_argument("name", nargs="?", metavar="NAME")
     return parser.parse_args(argv)
+
+
+def _add_setup(action: argparse.ArgumentParser) -> None:
+    how = action.add_mutually_exclusive_group()
+    how.add_argument(
+        "--offline", action="store_true", help="the device has no network: collect the wheels here and bring them"
+    )
+    how.add_argument("--remove", action="store_true", help="remove the environment that setup made")
+    action.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
 
 
 def _add_packing(verb: Callable[..., argparse.ArgumentParser]) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from edgecompress.board.agent import open_agent
 from edgecompress.board.devices import setup, trust
-from edgecompress.board.provision import BoardPython, _find_python, wheels
+from edgecompress.board.provision import BoardPython, find_python, wheels
 from edgecompress.board.ssh import SshTransport
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.study import DeviceProfile
@@ -128,9 +128,9 @@ def test_the_python_that_setup_takes(
     monkeypatch.setenv("PATH", str(tmp_path))
     if found is None:
         with pytest.raises(UserError, match="no python3"):
-            _find_python(agent, "d")
+            find_python(agent, "d")
     else:
-        python = _find_python(agent, "d")
+        python = find_python(agent, "d")
         assert (python.command, python.machine) == found
 
 

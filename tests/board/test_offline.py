@@ -19,12 +19,12 @@ from edgecompress.study import DeviceProfile
 PYTHON = (sys.version_info.major, sys.version_info.minor)
 
 
-def make_wheel(folder: Path, name: str, version: str, tag: str, needs: str = "") -> Path:
+def make_wheel(folder: Path, name: str, version: str, tag: str, needs: str = "", source: str = "") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     wheel, info = folder / f"{name}-{version}-{tag}.whl", f"{name}-{version}.dist-info"
     requires = f"Requires-Dist: {needs}\n" if needs else ""
     files = {
-        f"{name}.py": f"version = '{version}'\n",
+        f"{name}.py": f"version = __version__ = '{version}'\n{source}\n",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}",
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: false\nTag: {tag}\n",
     }
