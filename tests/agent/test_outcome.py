@@ -25,7 +25,7 @@ def small_disk(board: Board) -> Iterator[Callable[[int], Board]]:
     mounted = []
 
     def make(megabytes: int) -> Board:
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(board.root)]
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0700", "tmpfs", str(board.root)]
         if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
             pytest.skip("needs to mount a small tmpfs (root)")
         mounted.append(board.root)
