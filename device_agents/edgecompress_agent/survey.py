@@ -27,7 +27,7 @@ def survey(base: Path, request: Dict[str, Any]) -> Survey:
     start = conditions.read("hello")
     before, began = _cpu_seconds(), time.monotonic()
     time.sleep(_LOOK_S)
-    now, after = conditions.read("hello"), _cpu_seconds()
+    now, after, looked_s = conditions.read("hello"), _cpu_seconds(), time.monotonic() - began
     engines = {} if measuring or not request.get("engines", True) else probe.engines_found()[1]
     wanted = str(request.get("sensor", "none"))
     sensor = None
@@ -42,7 +42,7 @@ def survey(base: Path, request: Dict[str, Any]) -> Survey:
         workdir=_workdir(base),
         conditions=now,
         others_cpus=conditions.others_cpus(start, now),
-        processes=_busiest(before, after, time.monotonic() - began),
+        processes=_busiest(before, after, looked_s),
         clock_kept=_clock_kept(Path("/")),
         measuring=measuring,
         engines=engines,

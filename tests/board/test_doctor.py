@@ -9,12 +9,14 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from edgecompress_agent import permission, wire
+from edgecompress_agent import permission, probe, wire
+from edgecompress_agent import survey as agent_survey
 from edgecompress_agent.store import try_lock
 from edgecompress_agent.survey import _workdir as workdir_of
 from edgecompress_agent.survey_record import Process, Survey, Workdir
@@ -188,6 +190,22 @@ def test_beside_a_measurement_neither_engine_nor_sensor_is_touched(
     os.close(lock)
     for name in ("engine onnxruntime", "sensor", "load"):
         assert checks[name].ok and "measuring there now" in checks[name].detail, checks[name]
+
+
+def test_engines_that_take_long_to_import_make_no_process_look_idle(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    used_s = iter([10.0, 10.5])
+
+    def slow() -> tuple[str, dict[str, wire.EngineFound]]:
+        time.sleep(1.5)
+        return "", {}
+
+    monkeypatch.setattr(agent_survey, "_LOOK_S", 0.5)
+    monkeypatch.setattr(agent_survey, "_cpu_seconds", lambda: {77: ("ffmpeg", next(used_s))})
+    monkeypatch.setattr(probe, "engines_found", slow)
+    (busiest,) = agent_survey.survey(tmp_path, {}).processes
+    assert (busiest.pid, busiest.name) == (77, "ffmpeg") and 0.35 < busiest.cpus <= 1.0
 
 
 @pytest.mark.slow
