@@ -203,7 +203,11 @@ def sensor_line(profile: DeviceProfile, seen: Survey) -> Check:
         reason = readable(found.reason or "it gave no reading", 1000)
         asked = _GROUP_COMMAND.search(reason)
         at = "On this machine" if profile.meter_at == "host" else "On the device"
-        fix = f"{at}: {asked.group()}, then log in again." if asked else f"{profile.sensor} in docs/sensors.md"
+        fix = (
+            f"{at}: {asked.group()}, then log in again."
+            if asked
+            else f"{profile.sensor} in docs/sensors.md; or sensor: none in the device profile, where energy is not wanted."
+        )
         return Check("sensor", found.busy, f"{where}: {reason}", "" if found.busy else fix)
     info = found.info
     detail = f"{found.power_uw / 1e6:.3f} W now; a value every {1e3 * info.interval_s:.3g} ms"

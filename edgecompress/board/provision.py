@@ -79,7 +79,7 @@ def check_own_python(profile: DeviceProfile) -> None:
         raise UserError(
             "this machine measures with the Python that runs edgecompress",
             where=profile.name,
-            fix="pip install 'edgecompress[tflite]'",
+            fix="Its engines come with: pip install 'edgecompress[tflite]'; there is nothing that setup would make or remove.",
         )
     if profile.python is not None:
         raise UserError(
