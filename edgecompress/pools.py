@@ -79,7 +79,11 @@ def read_device_or_pool(name_or_file: str, *, base: Path | None = None, where: s
     spec = validate(PoolSpec, raw, where=str(path), base=path.resolve().parent)
     members = []
     for member in spec.pool:
-        if "pool" in read_yaml(device_file(member, base=path.resolve().parent, where=str(path))):
+        file = device_file(member, base=path.resolve().parent, where=str(path))
+        if not file.exists():
+            fix = "Its members are profiles of boards, relative to the pool's file."
+            raise UserError(f"pool: {member} is not there", where=str(path), fix=fix)
+        if "pool" in read_yaml(file):
             raise UserError(f"pool: {member} is a pool itself", where=str(path), fix="Name its boards here.")
         members.append(read_device(member, base=path.resolve().parent, where=str(path)))
     return make_pool(spec.name, members, board=spec.board, where=str(path))

@@ -432,7 +432,7 @@ class DeviceProfile(Spec):
             shared = ("user",) if self.transport == "serial" else ()
             foreign = [k for k in keys if getattr(self, k) is not None and k not in shared]
             if foreign and self.transport != transport:
-                raise ValueError(f"{', '.join(foreign)} need transport: {transport}")
+                raise ValueError(f"{', '.join(foreign)} need{'s' if len(foreign) == 1 else ''} transport: {transport}")
         if self.meter_at == "host" and self.sensor == "none":
             raise ValueError("meter_at: host needs a sensor")
         for file_type, engine in self.engines.items():

@@ -118,6 +118,10 @@ def _child(target: Any, part: str, setting: str) -> Any:
     return child
 
 
+_PLAIN = {"tuple_type": "Input should be a list", "dict_type": "Input should be a mapping of keys to values"}
+"""YAML's words for what Python calls otherwise."""
+
+
 def _messages(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     for detail in error.errors(include_url=False):
         location = detail["loc"]
@@ -128,13 +132,17 @@ def _messages(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
             elif not (part.startswith("function-") or part.endswith("]")):
                 key += f".{part}" if key else str(part)
         message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        message = _PLAIN.get(detail["type"], message)
         if detail["type"] == "extra_forbidden":
             message = f"unknown key. {near_misses(str(location[-1]), _fields_at(model, location[:-1]))}"
+        elif detail["type"] == "too_short":
+            least = detail["ctx"]["min_length"]
+            message = f"needs at least {least} item{'s' if least > 1 else ''}"
         elif detail["type"] == "missing":
             message = "is needed and missing"
         elif (
             "input" in detail
-            and detail["type"] not in ("value_error", "missing")
+            and detail["type"] not in ("value_error", "missing", "too_short")
             and not isinstance(detail["input"], dict)
         ):
             message = f"{message[0].lower()}{message[1:]}, not {detail['input']!r}"
