@@ -179,11 +179,13 @@ def export(arguments: argparse.Namespace) -> int:
 
     from edgecompress import api
     from edgecompress.data import load as datasets_load
+    from edgecompress.models.building import check_output
     from edgecompress.rundir import write_atomically
 
     dataset = datasets_load(data, seed=arguments.seed)
     sys.path.insert(0, str(Path.cwd()))
     model = api.load(arguments.model_dir)
+    check_output(model, num_classes=dataset.num_classes, in_shape=dataset.in_shape, where="--data")
     with _made(out), progress() as bars, tempfile.TemporaryDirectory(prefix="edgecompress-") as cache:
         for form in dict.fromkeys(arguments.formats):
             artifact = export_artifact(

@@ -10,6 +10,9 @@ pytest.importorskip("torch")
 
 from edgecompress import api
 from edgecompress.cli import main
+from edgecompress.models import build
+from edgecompress.models.checkpoint import save_model
+from edgecompress.study import ModelSpec
 
 pytestmark = pytest.mark.heavy
 COMPRESS = ["compress", "--model", "resnet20", "--width", "0.25", "--data", "digits", "--out", "o"]
@@ -51,3 +54,18 @@ def test_one_step_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     model = api.load(tmp_path / "o")
     weight = model.get_parameter("layer1.0.conv1.weight")
     assert (weight == 0).any() and len(weight) <= 4
+
+
+@pytest.mark.parametrize(
+    ("classes", "channels", "said"), [(10, 3, "does not take 32×32 images with 1 channel"), (7, 1, "have 10 classes")]
+)
+def test_data_that_do_not_fit_a_model_are_one_message_at_export(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], classes: int, channels: int, said: str
+) -> None:
+    spec = ModelSpec(name="resnet20", width=0.25)
+    save_model(tmp_path / "m", build(spec, num_classes=classes, in_shape=(channels, 32, 32)))
+    out = tmp_path / "out"
+    code = main(["export", str(tmp_path / "m"), "--data", "digits", "--format", "onnx-int8", "--out", str(out)])
+    captured = capsys.readouterr()
+    assert code == 2 and said in captured.err and len(captured.err.splitlines()) == 2 and captured.out == ""
+    assert not out.exists()

@@ -30,6 +30,9 @@ from edgecompress.compress.quantize.rounding import output_axis
 _BITS = 21
 """Of the larger multiplier of an addition in XNNPACK."""
 
+_EXACT = 2**24
+"""Integers below it are added up without error in float32, which is several times as fast as float64."""
+
 _FINE = 2.0**-16
 """Of the step written, what the bias of a channel of zeros is rounded to: its weights have no step."""
 
@@ -38,24 +41,28 @@ class _Layer(nn.Module):
     """A layer in float32 outside and integers inside. weights: their steps, (channels,) or (); read, written: steps."""
 
     factor: Tensor
+    bias: Tensor
 
     def __init__(self, layer: nn.Module, weights: Tensor, read: float, written: float) -> None:
         super().__init__()
         self.read, self.written = read, written
         self.layer = copy.deepcopy(layer).double()
+        self.layer.bias = None
         steps = torch.where(weights > 0, weights.double(), _FINE * written / read)
-        shape = [1] * layer.weight.dim()
-        shape[output_axis(layer)] = -1
+        axis, shape, after = output_axis(layer), [1] * layer.weight.dim(), [-1] + [1] * (layer.weight.dim() - 2)
+        shape[axis] = -1
         with torch.no_grad():
-            self.layer.weight.copy_(torch.round(self.layer.weight / steps.reshape(shape)))
-            if layer.bias is not None:
-                self.layer.bias.copy_(torch.round(self.layer.bias / (steps * read)))
+            levels = self.layer.weight.copy_(torch.round(self.layer.weight / steps.reshape(shape))).abs()
+            if levels.sum([k for k in range(levels.dim()) if k != axis]).max() * 255 < _EXACT:
+                self.layer.float()
+            bias = torch.zeros(()) if layer.bias is None else torch.round(layer.bias / (steps * read)).reshape(after)
+        self.register_buffer("bias", bias.double())
         factor = steps.float() * torch.tensor(read) / torch.tensor(written)
-        self.register_buffer("factor", factor.reshape([-1] + [1] * (layer.weight.dim() - 2)))
+        self.register_buffer("factor", factor.reshape(after))
 
     def forward(self, x: Tensor) -> Tensor:
-        sums = self.layer(torch.round(x / self.read).double()).float()
-        return torch.round(sums * self.factor) * self.written
+        sums = self.layer(torch.round(x / self.read).to(self.layer.weight.dtype)).double() + self.bias
+        return torch.round(sums.float() * self.factor) * self.written
 
 
 class _Addition(nn.Module):
