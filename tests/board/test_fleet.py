@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +115,15 @@ def test_a_board_with_a_fault_of_its_own_does_not_eat_the_pools_work(board: Make
     assert 1 <= sum("failed here, tried on another board" in text for text in seen.texts) <= 2
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Tests that were started in the background of a shell ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_all_boards_and_loses_nothing(board: MakeBoard, tmp_path: Path) -> None:
     run_dir, asked = RunDir(tmp_path / "run"), study(1, min_s=2.0)
     devices = by_name(board(0), board(1))
