@@ -46,6 +46,11 @@ def directory(path: Path, *, mend: bool = True) -> Optional[str]:
         return "%s is not a directory: mv %s %s.old" % (path, path, path)
     if found.st_uid != os.geteuid():
         return "%s belongs to another user (uid %d): set workdir to a directory of your own" % (path, found.st_uid)
+    if found.st_mode & stat.S_IWOTH and found.st_mode & stat.S_ISVTX:  # as /tmp, which others need as it is
+        return (
+            "every user there may write to %s (mode %04o), so nothing in it can be trusted: set workdir to a directory of "
+            "your own" % (path, stat.S_IMODE(found.st_mode))
+        )
     if found.st_mode & stat.S_IWOTH:
         return (
             "every user there may write to %s (mode %04o), so nothing in it can be trusted: chmod -R go-w %s when you know "
