@@ -223,7 +223,7 @@ def _install(agent: Agent, python: str, packages: tuple[str, ...]) -> None:
         if done.status != 0:
             raise DeviceError(
                 f"{agent.profile.name}: pip could not install {' '.join(arguments[1:])}: {_said(done)}. "
-                f"Without a network on the board: {command('setup', agent.profile.name + ' --offline')}"
+                f"Without a network on the board: {command('setup', agent.profile.name, '--offline')}"
             )
 
 

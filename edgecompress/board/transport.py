@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from edgecompress.errors import StepFailed, UserError
+from edgecompress.studyfile import shipped_profiles
 
 if TYPE_CHECKING:
     from edgecompress.study import DeviceProfile
@@ -108,9 +109,12 @@ def open_transport(profile: DeviceProfile) -> Transport:
     return SshTransport(profile)
 
 
-def command(verb: str, device: str) -> str:
-    """What a person types to do something with a device. Its own file stands for a name that is not a shipped one's."""
-    return f"edgecompress device {verb} {device}   (or the profile's file in place of its name)"
+def command(verb: str, device: str, options: str = "") -> str:
+    """What a person types to do something with a device. A profile that is not a shipped one goes by its file, which is called
+    like the device as a rule."""
+    shipped = device in shipped_profiles("devices")
+    typed = " ".join(filter(None, ("edgecompress device", verb, device if shipped else f"{device}.yaml", options)))
+    return typed if shipped else f"{typed}   (the file of its profile)"
 
 
 def on_device(path: str, home: str, *, where: str) -> str:

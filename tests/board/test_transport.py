@@ -18,6 +18,7 @@ from edgecompress.board.transport import (
     DeviceError,
     LinkLost,
     Transport,
+    command,
     on_device,
     open_transport,
     readable,
@@ -156,3 +157,11 @@ def test_paths_on_the_device() -> None:
 def test_text_of_a_device_cannot_reach_the_terminal_raw() -> None:
     assert readable(b"\x1b[31mred\x1b]0;title\x07 \xff ok\r\n") == "?[31mred?]0;title? \ufffd ok"
     assert readable("x" * 5000, limit=10) == "…" + "x" * 10
+
+
+def test_a_printed_command_names_a_shipped_profile_or_a_file() -> None:
+    assert command("doctor", "local") == "edgecompress device doctor local"
+    assert (
+        command("setup", "mine", "--offline")
+        == "edgecompress device setup mine.yaml --offline   (the file of its profile)"
+    )
