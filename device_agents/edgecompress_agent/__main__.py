@@ -122,11 +122,9 @@ def _answer(arguments: List[str]) -> Any:
     return _VERBS[verb][1](base, *rest[1:])
 
 
-def _end_with_reader(protocol: int) -> None:
+def _end_with_reader(protocol: int, abandon: Callable[[], None]) -> None:
     """End `hello` when nobody reads its answer any more. It takes long, and a host whose link was lost asks again: on a slow board
     those before would still be importing engines beside it, each making all of them slower."""
-    from edgecompress_agent.probe import abandon
-
     ended = select.poll()
     ended.register(protocol, 0)  # POLLERR and POLLHUP are told unasked; the thread sleeps in the kernel
     ended.poll()
@@ -144,7 +142,10 @@ def main() -> int:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     status = 0
     if sys.argv[1:2] == ["hello"]:
-        threading.Thread(target=_end_with_reader, args=(protocol,), daemon=True).start()
+        # Imported before there are two threads: each importing it at once, one may see it half done.
+        from edgecompress_agent.probe import abandon
+
+        threading.Thread(target=_end_with_reader, args=(protocol, abandon), daemon=True).start()
     try:
         bundle_path.path()
         answer = _answer(sys.argv[1:])
