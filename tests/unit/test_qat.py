@@ -138,7 +138,7 @@ def outputs(path: Path, images: np.ndarray) -> tuple[np.ndarray, float]:
         stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
         (last,) = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.output[0] == graph.output[0].name]
         options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.x64quantprecision", "1")
         session = onnxruntime.InferenceSession(str(path), options)
         return session.run(None, {"input": images})[0], float(stored[last.input[1]])
     from ai_edge_litert.interpreter import Interpreter

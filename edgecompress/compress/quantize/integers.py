@@ -6,9 +6,10 @@ XNNPACK (LiteRT's, on x86 and ARM) do:
 
 - layer: the sum as float32, times step read · step of the weights / step written in float32, rounded half to even;
 - average: the mean of the integers, rounded half to even;
-- addition: ONNX Runtime adds in float32 (on x86; on ARM it shifts integers, which is not reckoned with). XNNPACK multiplies both
-  integers with integers of at most 21 bits in the place of step read / step written, and shifts the sum back, half upwards
-  (its `xnn_init_qs8_add_minmax_scalar_params`).
+- addition: ONNX Runtime on x86 multiplies the unsigned integers with step read / step written in float32 and adds with fused
+  multiply-adds (`MlasQLinearAdd`); on ARM it shifts integers, which is not reckoned with. XNNPACK multiplies both integers
+  with integers of at most 21 bits in the place of step read / step written, and shifts the sum back, half upwards
+  (`xnn_init_qs8_add_minmax_scalar_params`).
 
 Products, concatenations, and batch norms and ReLUs that are not fused compute in float32, as layers in float do.
 """
@@ -65,20 +66,42 @@ class _Layer(nn.Module):
         return torch.round(sums.float() * self.factor) * self.written
 
 
-class _Addition(nn.Module):
+class _Shifted(nn.Module):
     """XNNPACK's addition of multiples of the steps a and b, to multiples of the step `written`."""
 
     def __init__(self, a: float, b: float, written: float) -> None:
         super().__init__()
         self.steps, self.written = (a, b), written
-        ratios = [float(np.float32(step) / np.float32(written)) for step in (a, b)]
+        ratios = [float(np.float32(step) / np.float32(written)) for step in self.steps]
         self.shift = _BITS - math.frexp(max(ratios))[1]
         self.factors = [round(math.ldexp(ratio, self.shift)) for ratio in ratios]
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        half = 1 << (self.shift - 1)
-        terms = [torch.round(v / s).long() * f for v, s, f in zip((x, y), self.steps, self.factors, strict=True)]
-        return ((terms[0] + terms[1] + half) >> self.shift).float() * self.written
+        first, second = (
+            torch.round(v / s).long() * f for v, s, f in zip((x, y), self.steps, self.factors, strict=True)
+        )
+        return ((first + second + (1 << (self.shift - 1))) >> self.shift).float() * self.written
+
+
+class _Fused(nn.Module):
+    """ONNX Runtime's addition of multiples of the steps a and b, to multiples of `written`. zeros: their zero points, as uint8."""
+
+    def __init__(self, a: float, b: float, written: float, zeros: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.steps, self.written, self.zeros = (a, b), written, zeros
+        ratios = [np.float32(step) / np.float32(written) for step in self.steps]
+        self.constant = float(
+            np.float32(zeros[2]) - (ratios[0] * np.float32(zeros[0]) + ratios[1] * np.float32(zeros[1]))
+        )
+        self.ratios = [float(ratio) for ratio in ratios]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        first, second = (  # the product of an 8-bit number and a float32 is exact in float64
+            (torch.round(v / s) + z).double() * r
+            for v, s, z, r in zip((x, y), self.steps, self.zeros, self.ratios, strict=False)
+        )
+        total = (first + (second + self.constant).float().double()).float()
+        return (torch.round(total) - self.zeros[2]) * self.written
 
 
 class _Levels(nn.Module):
@@ -107,25 +130,29 @@ def put(
     traced: fx.GraphModule,
     likes: Mapping[str, str],
     steps: Mapping[str, float],
+    zeros: Mapping[str, int],
     weights: Mapping[fx.Node, Tensor],
     engine: Engine,
 ) -> dict[str, fx.Node]:
-    """Replace layers, averages and (for LiteRT) additions of a trace whose batch norms are folded, in place.
+    """Replace layers, averages and additions of a trace whose batch norms are folded, in place.
 
-    likes: as `sites.scales` found them before. steps: site → its step. weights: node of a layer that is in integers, and
-    computes with rounded weights and bias already → the steps of its weights, (channels,) or (). Returns average → the node
-    that now has its value. The trace is to be recompiled then.
+    likes: as `sites.scales` found them before. steps, zeros: site → its step and its zero point, as uint8. weights: node of a
+    layer that is in integers, and computes with rounded weights and bias already → the steps of its weights, (channels,) or
+    (). Returns average → the node that now has its value. The trace is to be recompiled then.
     """
     new: list[tuple[fx.Node, nn.Module]] = []
     for node, weight_steps in weights.items():
         read, end = steps[likes[node.args[0].name]], _end(traced, node, likes)  # type: ignore[union-attr]
         if end is not None and read > 0 and steps[end] > 0:
             new.append((node, _Layer(traced.get_submodule(str(node.target)), weight_steps, read, steps[end])))
-    for node in sites.additions(traced) if engine == "litert" else ():
-        terms = [steps.get(likes.get(term.name, ""), 0.0) for term in node.args]
-        end = _end(traced, node, likes)
-        if end is not None and all(term > 0 for term in terms) and steps[end] > 0:
-            new.append((node, _Addition(terms[0], terms[1], steps[end])))
+    for node in sites.additions(traced):
+        ends = (*(likes.get(term.name) for term in node.args), _end(traced, node, likes))  # type: ignore[union-attr]
+        known = [end for end in ends if end is not None and steps[end] > 0]
+        if len(known) == 3:
+            a, b, written = (steps[end] for end in known)
+            points = (zeros[known[0]], zeros[known[1]], zeros[known[2]])
+            shifted = engine == "litert"
+            new.append((node, _Shifted(a, b, written) if shifted else _Fused(a, b, written, points)))
     for node, module in new:
         name = f"integers_{node.name}"
         traced.add_submodule(name, module)

@@ -19,11 +19,11 @@ from edgecompress.quantization import Quantization
 
 
 class _Rounds(nn.Module):
-    """Rounds a tensor to 256 levels that are `step` apart, the lowest at low ≤ 0; 0 is among them. Step 0: leaves it alone."""
+    """Rounds a tensor to 256 levels that are `step` apart, 0 the one of number `zero`. Step 0: leaves it alone."""
 
-    def __init__(self, low: float, step: float) -> None:
+    def __init__(self, step: float, zero: int) -> None:
         super().__init__()
-        self.step, self.zero = step, round(-low / step) if step > 0 else 0
+        self.step, self.zero = step, zero
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.round(x / self.step).clamp(-self.zero, 255 - self.zero) * self.step if self.step > 0 else x
@@ -49,6 +49,7 @@ def simulated(
     likes, held = sites.scales(traced), sites.in_integers(traced, settings.float_layers)
     nodes = {node.name: node for node in traced.graph.nodes}
     steps = {name: _step(low, high, engine) for name, (low, high) in ranges.items()}
+    zeros = {name: round(-min(low, 0.0) / steps[name]) if steps[name] > 0 else 0 for name, (low, _) in ranges.items()}
     weights: dict[fx.Node, Tensor] = {}
     fold(traced, engine)
     with torch.no_grad():
@@ -59,9 +60,9 @@ def simulated(
             elif settings.float_precision == "float16":
                 layer.weight.copy_(layer.weight.half().float())
     if engine is not None:
-        nodes |= integers.put(traced, likes, steps, weights, engine)
+        nodes |= integers.put(traced, likes, steps, zeros, weights, engine)
     for name in held:
-        traced.add_submodule(f"rounding_{name}", _Rounds(min(ranges[name][0], 0.0), steps[name]))
+        traced.add_submodule(f"rounding_{name}", _Rounds(steps[name], zeros[name]))
         integers.insert(traced, nodes[name], f"rounding_{name}")
     traced.recompile()
     return traced.eval()
