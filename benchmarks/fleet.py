@@ -41,9 +41,9 @@ import numpy
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from edgecompress.device_profile import DeviceProfile  # noqa: E402
 from edgecompress.pools import Device, make_pool  # noqa: E402
 from edgecompress.rundir import RunDir  # noqa: E402
-from edgecompress.study import DeviceProfile  # noqa: E402
 from tests.board.fleet_case import Watching, linear, made_before, run, study  # noqa: E402
 from tests.board.loopback import Sshd, free_port, make_key  # noqa: E402
 

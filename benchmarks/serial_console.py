@@ -37,7 +37,7 @@ from edgecompress_agent import wire  # noqa: E402
 from edgecompress.board import bundle  # noqa: E402
 from edgecompress.board.serial_transport import SerialTransport  # noqa: E402
 from edgecompress.board.session import connect  # noqa: E402
-from edgecompress.study import DeviceProfile  # noqa: E402
+from edgecompress.device_profile import DeviceProfile  # noqa: E402
 from tests.board.serial_line import Line, Noise  # noqa: E402
 
 TARGET = 0.75

@@ -38,8 +38,8 @@ sys.path.insert(0, str(ROOT))
 from edgecompress.board import upload  # noqa: E402
 from edgecompress.board.agent import open_agent  # noqa: E402
 from edgecompress.board.ssh import SshTransport  # noqa: E402
+from edgecompress.device_profile import DeviceProfile  # noqa: E402
 from edgecompress.rundir import file_sha256  # noqa: E402
-from edgecompress.study import DeviceProfile  # noqa: E402
 from tests.board.loopback import Sshd, loopback_sshd  # noqa: E402
 
 TARGET = 0.8

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
 from edgecompress.progress import SILENT, Progress
 from edgecompress.records import Accuracy, Cost, StepRecord
-from edgecompress.study import DataSpec, DeviceProfile, Step
+from edgecompress.study import DataSpec, Step
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

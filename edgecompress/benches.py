@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from edgecompress import measurement
 from edgecompress.compress.contract import Benches, asked_of_device, asks_for_energy
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.on_device import DeviceBench
 from edgecompress.progress import SILENT, Progress
-from edgecompress.study import DeviceProfile, Step
+from edgecompress.study import Step
 from edgecompress.studyfile import read_device
 
 if TYPE_CHECKING:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from edgecompress_agent import wire
 
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed
 from edgecompress.records import Accuracy
 from edgecompress.rundir import file_sha256
-from edgecompress.study import DeviceProfile, MeasureSpec
+from edgecompress.study import MeasureSpec
 
 if TYPE_CHECKING:
     from edgecompress.data import Dataset, Part

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from edgecompress import rounds
 from edgecompress.board_line import BoardLine, Overall
 from edgecompress.dealing import Deal, Stopped
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.plan import Plan, Variant
 from edgecompress.pools import Device, members_of
@@ -25,7 +26,7 @@ from edgecompress.records import Artifact, Measurement, Round
 from edgecompress.rundir import RunDir, content_key
 from edgecompress.sessions import Sessions
 from edgecompress.steps import StepId, Steps
-from edgecompress.study import DeviceProfile, StudySpec
+from edgecompress.study import StudySpec
 
 if TYPE_CHECKING:
     from edgecompress.data import Dataset

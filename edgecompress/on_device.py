@@ -22,11 +22,12 @@ from edgecompress_agent import wire
 
 from edgecompress import channel_sweep, energy, latency_search, measurement, small_networks, stats
 from edgecompress.channel_sweep import Decision, Setting
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed
 from edgecompress.latency_search import LatencyRatio
 from edgecompress.progress import SILENT, Progress
 from edgecompress.rundir import content_key, write_atomically
-from edgecompress.study import DeviceProfile, MeasureSpec, PowerSpec
+from edgecompress.study import MeasureSpec, PowerSpec
 
 if TYPE_CHECKING:
     from torch import nn

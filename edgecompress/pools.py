@@ -13,8 +13,9 @@ from typing import Any
 
 from pydantic import Field
 
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
-from edgecompress.study import DeviceProfile, Spec
+from edgecompress.study import Spec
 from edgecompress.studyfile import device_file, read_device, read_yaml, validate
 
 ALIKE = ("engines", "providers", "int8_activations", "cpus", "sensor", "meter_at", "scope", "battery_wh")

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.pools import Device, DevicePool, members_of
 from edgecompress.progress import Progress
-from edgecompress.study import DeviceProfile
 
 if TYPE_CHECKING:
     from edgecompress.board.session import Session

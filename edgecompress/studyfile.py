@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError, near_misses
-from edgecompress.study import DeviceProfile, StudySpec
+from edgecompress.study import StudySpec
 
 SpecT = TypeVar("SpecT", bound=BaseModel)
 

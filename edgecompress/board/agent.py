@@ -28,8 +28,8 @@ from edgecompress.board.transport import (
     open_transport,
     readable,
 )
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
-from edgecompress.study import DeviceProfile
 
 T = TypeVar("T")
 Record = TypeVar("Record")

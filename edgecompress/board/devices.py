@@ -10,8 +10,8 @@ from edgecompress.board.provision import setup
 from edgecompress.board.removal import remove
 from edgecompress.board.route import resolve
 from edgecompress.board.transport import LinkLost
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed, UserError
-from edgecompress.study import DeviceProfile
 
 __all__ = ["remove", "setup", "trust"]
 

@@ -28,8 +28,8 @@ from edgecompress.board.transport import (
     open_transport,
     readable,
 )
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed, UserError
-from edgecompress.study import DeviceProfile
 
 _GROUP_COMMAND = re.compile(r"sudo usermod -aG [\w-]+ [\w.-]+")
 _CLOCK_RED_S, _CLOCK_ADVICE_S = 60.0, 2.0

@@ -9,7 +9,7 @@ from edgecompress_agent import wire
 from edgecompress_agent.survey_record import Survey
 
 from edgecompress.board.transport import readable
-from edgecompress.study import DeviceProfile
+from edgecompress.device_profile import DeviceProfile
 
 _NEEDED_MEMORY_BYTES = 200e6
 _BUSY, _NOTICED = 0.25, 0.1

@@ -19,8 +19,8 @@ from edgecompress_agent import sensors, wire
 from edgecompress_agent.sampler import Sampler
 
 from edgecompress.board.agent import Agent
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed
-from edgecompress.study import DeviceProfile
 
 _PAIRS = 5
 """Before, and again after: the narrowest of them decide."""

@@ -17,7 +17,7 @@ from edgecompress_agent import command
 from edgecompress.board.transport import FILE_LIMIT_BYTES, OUTPUT_LIMIT_BYTES, Completed, DeviceError, LinkLost, ignored
 
 if TYPE_CHECKING:
-    from edgecompress.study import DeviceProfile
+    from edgecompress.device_profile import DeviceProfile
 
 
 class LocalTransport:

@@ -13,9 +13,9 @@ from edgecompress.board.agent import Agent, open_agent
 from edgecompress.board.engine_wheels import OLDER, PACKAGES, WHEELS, WHEELS_ARMV7, BoardPython, wheels
 from edgecompress.board.offline import collect, has, install
 from edgecompress.board.transport import Completed, DeviceError, command, readable
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.progress import SILENT, Progress
-from edgecompress.study import DeviceProfile
 
 _CANDIDATES = ("python3", "python3.13", "python3.12", "python3.11", "python3.10", "python3.9", "python3.8")
 _FACTS = (

@@ -8,7 +8,7 @@ from edgecompress_agent import sensor_check, wire
 
 from edgecompress.board.agent import Agent
 from edgecompress.board.transport import DeviceError, readable
-from edgecompress.study import DeviceProfile
+from edgecompress.device_profile import DeviceProfile
 
 _SENSOR_S = 60.0
 """A serial meter may start anew when its line is opened, and then takes some seconds."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from edgecompress.board.agent import last_json, open_agent
 from edgecompress.board.provision import check_own_python, find_python
 from edgecompress.board.transport import DeviceError, readable
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
-from edgecompress.study import DeviceProfile
 
 _REMOVE_S = 600.0
 _REMOVE = """

@@ -18,7 +18,7 @@ from edgecompress.errors import UserError
 if TYPE_CHECKING:
     from paramiko import SSHConfig
 
-    from edgecompress.study import DeviceProfile
+    from edgecompress.device_profile import DeviceProfile
 
 _DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 _SYSTEM_KNOWN_HOSTS = Path("/etc/ssh/ssh_known_hosts")

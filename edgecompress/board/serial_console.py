@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edgecompress.board.serial_port import SerialPort
 
 if TYPE_CHECKING:
-    from edgecompress.study import DeviceProfile
+    from edgecompress.device_profile import DeviceProfile
 
 CLEAR = b"\x15\n"
 """Ctrl-U first: what somebody left half typed must not be run by our newline."""

@@ -24,7 +24,7 @@ from edgecompress.board.transport import LinkLost, readable
 from edgecompress.errors import UserError
 
 if TYPE_CHECKING:
-    from edgecompress.study import DeviceProfile
+    from edgecompress.device_profile import DeviceProfile
 
 LOGIN = re.compile(rb"(?<!ast )\b(?:login|username|Login|Username): ?(?:\r|\n|$|\[|\x1b)")
 _PASSWORD = re.compile(rb"(?i)(?:password|passwort|passphrase|passcode)[^\r\n]*: ?(?:\r|\n|$|\[|\x1b)")

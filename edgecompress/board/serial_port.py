@@ -13,7 +13,7 @@ from edgecompress.board.transport import LinkLost
 from edgecompress.errors import UserError
 
 if TYPE_CHECKING:
-    from edgecompress.study import DeviceProfile
+    from edgecompress.device_profile import DeviceProfile
 
 _WRITE_S = 30.0
 _opened: set[str] = set()

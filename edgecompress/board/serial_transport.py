@@ -33,7 +33,7 @@ from edgecompress.board.transport import (
 )
 
 if TYPE_CHECKING:
-    from edgecompress.study import DeviceProfile
+    from edgecompress.device_profile import DeviceProfile
 
 _SILENCE_S = 30.0
 """The helper says something every 4 s whatever it does: nothing for so long is a lost link."""

@@ -20,9 +20,9 @@ from edgecompress.board.agent import VERB_S, Agent, open_agent
 from edgecompress.board.hostmeter import HostMeter
 from edgecompress.board.reading import read_once
 from edgecompress.board.transport import DeviceError, cleaned, readable
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.progress import SILENT, Progress, Task, furthest
-from edgecompress.study import DeviceProfile
 
 _HASH_BYTES_PER_S = 5e6
 """What a slow board hashes of blobs, at least."""

@@ -34,7 +34,7 @@ from edgecompress.board.transport import (
 if TYPE_CHECKING:
     from paramiko import Channel, SFTPClient
 
-    from edgecompress.study import DeviceProfile
+    from edgecompress.device_profile import DeviceProfile
 
 _OPERATION_S = 60.0
 _STALL_S = 30.0

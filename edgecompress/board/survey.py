@@ -18,8 +18,8 @@ from edgecompress_agent.survey_record import Survey
 from edgecompress.board import bundle
 from edgecompress.board.agent import OLDEST_PYTHON, last_json, python_hint
 from edgecompress.board.transport import Completed, DeviceError, Transport, cleaned, readable
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
-from edgecompress.study import DeviceProfile
 
 _SURVEY_S = 200.0
 """Every engine is imported once, all at once: tensorflow takes a minute on a slow card."""

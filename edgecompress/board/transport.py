@@ -20,7 +20,7 @@ from edgecompress.errors import StepFailed, UserError
 from edgecompress.studyfile import shipped_profiles
 
 if TYPE_CHECKING:
-    from edgecompress.study import DeviceProfile
+    from edgecompress.device_profile import DeviceProfile
 
 OUTPUT_LIMIT_BYTES = 16 * 2**20
 """Of each of stdout and stderr of one command: far above what the agent ever prints."""

@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 from edgecompress.cli.bars import progress
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
-from edgecompress.study import DeviceProfile
 from edgecompress.studyfile import read_device, shipped_profiles
 
 

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from edgecompress_agent import wire
 
     from edgecompress.board.session import Session
+    from edgecompress.device_profile import DeviceProfile
     from edgecompress.progress import Progress
     from edgecompress.report.tables import Table
-    from edgecompress.study import DeviceProfile, MeasureSpec
+    from edgecompress.study import MeasureSpec
 
 
 @dataclass(frozen=True)

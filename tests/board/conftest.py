@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from edgecompress.board import serial_login
-from edgecompress.study import DeviceProfile
+from edgecompress.device_profile import DeviceProfile
 from tests.board import loopback
 from tests.board.loopback import Proxy, Sshd
 from tests.board.serial_line import Line

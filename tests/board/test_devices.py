@@ -14,8 +14,8 @@ from edgecompress.board.agent import open_agent
 from edgecompress.board.devices import setup, trust
 from edgecompress.board.provision import BoardPython, find_python, wheels
 from edgecompress.board.ssh import SshTransport
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed, UserError
-from edgecompress.study import DeviceProfile
 from edgecompress.studyfile import read_device, shipped_profiles
 
 if TYPE_CHECKING:

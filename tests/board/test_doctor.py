@@ -27,7 +27,7 @@ from edgecompress.board.doctor import doctor, document, sensor_line
 from edgecompress.board.health import Check, health, throttling
 from edgecompress.board.transport import open_transport
 from edgecompress.cli import main
-from edgecompress.study import DeviceProfile
+from edgecompress.device_profile import DeviceProfile
 
 if TYPE_CHECKING:
     from tests.board.conftest import Sshd

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
 from edgecompress.pools import Device, make_pool
 from edgecompress.rundir import RunDir
-from edgecompress.study import DeviceProfile
 from tests.board.fleet_case import Watching, made_before, run, study
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from edgecompress_agent.errors import AgentError
 from edgecompress.board import hostmeter, session
 from edgecompress.board.agent import open_agent
 from edgecompress.board.hostmeter import Alignment, Pair, align, pair_of
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed
-from edgecompress.study import DeviceProfile, MeasureSpec, PowerSpec
+from edgecompress.study import MeasureSpec, PowerSpec
 from tests.agent import tiny_models
 
 S = 1_000_000_000

@@ -12,9 +12,9 @@ import pytest
 from edgecompress.board import offline
 from edgecompress.board.agent import open_agent
 from edgecompress.board.transport import DeviceError
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.progress import SILENT
-from edgecompress.study import DeviceProfile
 
 PYTHON = (sys.version_info.major, sys.version_info.minor)
 

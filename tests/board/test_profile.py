@@ -13,7 +13,8 @@ from edgecompress_agent import wire
 from edgecompress import measurement, operators
 from edgecompress.board.session import connect
 from edgecompress.cli import main
-from edgecompress.study import DeviceProfile, MeasureSpec
+from edgecompress.device_profile import DeviceProfile
+from edgecompress.study import MeasureSpec
 from tests.agent import tiny_models
 
 pytestmark = pytest.mark.heavy

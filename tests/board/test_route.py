@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from edgecompress.board.route import resolve
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
-from edgecompress.study import DeviceProfile
 
 
 def profile(tmp_path: Path, config: str, **fields: object) -> DeviceProfile:

@@ -28,8 +28,8 @@ from edgecompress.board.agent import open_agent
 from edgecompress.board.session import connect
 from edgecompress.board.ssh import SshTransport
 from edgecompress.board.transport import DeviceError, cleaned
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed, UserError
-from edgecompress.study import DeviceProfile
 from tests.board import hostile
 
 if TYPE_CHECKING:

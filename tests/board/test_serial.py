@@ -20,8 +20,8 @@ from edgecompress.board.devices import trust
 from edgecompress.board.doctor import doctor
 from edgecompress.board.serial_transport import SerialTransport, told
 from edgecompress.board.transport import Completed, DeviceError, LinkLost
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
-from edgecompress.study import DeviceProfile
 from tests.board.serial_line import KERNEL, Line, Noise
 
 pytestmark = pytest.mark.slow

@@ -22,8 +22,8 @@ from edgecompress_agent import wire
 
 from edgecompress.board.session import connect
 from edgecompress.board.transport import DeviceError
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed, UserError
-from edgecompress.study import DeviceProfile
 
 if TYPE_CHECKING:
     from tests.board.loopback import Proxy, Sshd
@@ -230,7 +230,7 @@ import json, sys
 from pathlib import Path
 from edgecompress_agent import wire
 from edgecompress.board.session import connect
-from edgecompress.study import DeviceProfile
+from edgecompress.device_profile import DeviceProfile
 given = json.loads(sys.stdin.read())
 with connect(DeviceProfile.model_validate(given["profile"])) as session:
     session.hello()

@@ -13,8 +13,8 @@ import pytest
 
 from edgecompress.board import engine_wheels, provision
 from edgecompress.board.devices import remove, setup
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed, UserError
-from edgecompress.study import DeviceProfile
 from tests.board.loopback import Sshd
 from tests.board.test_offline import make_wheel
 

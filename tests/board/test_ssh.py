@@ -17,8 +17,8 @@ import pytest
 from edgecompress.board.agent import open_agent
 from edgecompress.board.ssh import SshTransport
 from edgecompress.board.transport import DeviceError, LinkLost
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
-from edgecompress.study import DeviceProfile
 
 if TYPE_CHECKING:
     from tests.board.loopback import Proxy, Sshd

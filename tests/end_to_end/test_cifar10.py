@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edgecompress.study import DeviceProfile
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.studyfile import read_device, shipped_profiles
 from tests.end_to_end.conftest import Edgecompress, rows
 

@@ -6,9 +6,10 @@ import pytest
 
 from edgecompress.benches import open_benches
 from edgecompress.cli import main
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
 from edgecompress.plan import make_plan
-from edgecompress.study import DeviceProfile, Step, StudySpec
+from edgecompress.study import Step, StudySpec
 
 AWAY = {"name": "away", "transport": "ssh", "host": "127.0.0.1", "port": 1, "user": "nobody", "connect_timeout_s": 2}
 

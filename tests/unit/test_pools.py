@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from edgecompress.cli import main
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
 from edgecompress.plan import make_plan
 from edgecompress.pools import DevicePool, document_of, facts_of, members_of, read_device_or_pool
-from edgecompress.study import DeviceProfile, StudySpec
+from edgecompress.study import StudySpec
 
 
 def write(folder: Path, stem: str, **fields: Any) -> str:

@@ -11,9 +11,10 @@ from edgecompress_agent import wire
 
 from edgecompress import rounds
 from edgecompress.board.session import scoped
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
 from edgecompress.measurement import make_job
-from edgecompress.study import DeviceProfile, MeasureSpec, PowerSpec
+from edgecompress.study import MeasureSpec, PowerSpec
 from edgecompress.studyfile import validate
 
 INFO = wire.SensorInfo("ina219", "an INA219", "board", 0.01, 0.001, 0.005, 0.01)

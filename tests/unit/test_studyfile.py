@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from edgecompress.activations import for_cpu, for_this_machine
+from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
-from edgecompress.study import DeviceProfile, StudySpec
+from edgecompress.study import StudySpec
 from edgecompress.studyfile import read_device, read_study, shipped_profiles
 
 GOOD: dict[str, Any] = {"name": "s", "model": {"name": "resnet20"}, "data": {"name": "digits"}}

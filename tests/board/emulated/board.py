@@ -6,7 +6,7 @@ import os
 import subprocess
 from typing import Any
 
-from edgecompress.study import DeviceProfile
+from edgecompress.device_profile import DeviceProfile
 from tests.board.emulated import image
 from tests.board.emulated.waveform import PARAMETERS, Waveform
 

@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgecompress.board.provision import setup
-from edgecompress.study import DeviceProfile
+from edgecompress.device_profile import DeviceProfile
 from tests.board.emulated import image
 
 CPU, CPUS, MEMORY_MB = "cortex-a72", 2, 1536
