@@ -65,6 +65,11 @@ class BoardLine:
     def say(self, text: str) -> None:
         self._progress.say(f"{self._board}: {text}")
 
+    def rest(self, seconds: float) -> None:
+        """Let the board stand idle, while the run goes on."""
+        self._stopped.wait(seconds)
+        self._check()
+
     def _link_is(self, *, lost: bool, text: str = "") -> None:
         """Told when it changes: the tries in between are for the bar only."""
         if lost != self._link_lost:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgecompress import rounds
+from edgecompress.board.route import resolve
+from edgecompress.board.transport import OutOfReach
 from edgecompress.board_line import BoardLine, Overall
 from edgecompress.dealing import Deal, Stopped
 from edgecompress.device_profile import DeviceProfile
@@ -22,11 +22,12 @@ from edgecompress.errors import StepFailed, UserError
 from edgecompress.plan import Plan, Variant
 from edgecompress.pools import Device, members_of
 from edgecompress.progress import Progress
-from edgecompress.records import Artifact, Measurement, Round
-from edgecompress.rundir import RunDir, content_key
+from edgecompress.records import Measurement, Round
+from edgecompress.rundir import RunDir
 from edgecompress.sessions import Sessions
-from edgecompress.steps import StepId, Steps
+from edgecompress.steps import Steps
 from edgecompress.study import StudySpec
+from edgecompress.variant_rounds import JobFailed, VariantRounds
 
 if TYPE_CHECKING:
     from edgecompress.data import Dataset
@@ -36,10 +37,6 @@ _GRACE_S = 10.0
 
 _TROUBLES = 2
 """Jobs in a row that failed by a board's own fault, after which a pool does without it."""
-
-
-class _JobFailed(StepFailed):
-    """The board did its part and answered that the job failed: no fault of the board, and no reason to ask another one."""
 
 
 class _Elsewhere(Exception):
@@ -72,10 +69,10 @@ class Measuring:
         sessions: Sessions, dataset: Callable[[], Dataset], progress: Progress,
     ) -> None:  # fmt: skip
         self._study, self._devices, self._dir, self._plan = study, devices, run_dir, plan
-        self._steps, self._sessions, self._data, self._progress = steps, sessions, dataset, progress
+        self._steps, self._sessions, self._progress = steps, sessions, progress
+        self._rounds = VariantRounds(study, run_dir, plan, sessions=sessions, dataset=dataset)
         self._stopped = threading.Event()
         self._errors: list[BaseException] = []
-        self._writing_images = threading.Lock()
         self._places: dict[tuple[str, ...], threading.Lock] = {}
 
     def all(self) -> None:
@@ -157,12 +154,12 @@ class Measuring:
                 trouble = self._round(lane, member, number, variant, line)
             if overall is not None:
                 overall.round_ended()
-            if self._rounds(variant)[number] in self._steps.failed:
+            if self._rounds.steps(variant)[number] in self._steps.failed:
                 failed += 1
             else:
                 measured += trouble is None
             troubles = 0 if trouble is None else troubles + 1
-            lost = isinstance(trouble, _out_of_reach())
+            lost = isinstance(trouble, OutOfReach)
             if trouble is not None and (lost or troubles >= _TROUBLES) and self._leaves(lane, member, line, trouble):
                 return
         if overall is not None:
@@ -203,7 +200,7 @@ class Measuring:
         finally:
             lock.release()
 
-    # --- what is measured ------------------------------------------------------------------------------------------
+    # --- the variants of a device -----------------------------------------------------------------------------------
 
     def _variants(self, device: str) -> list[Variant]:
         return [variant for variant in self._plan.variants if variant.device == device]
@@ -215,39 +212,29 @@ class Measuring:
             for v in self._variants(device)
             if self._dir.record("measurement", v.measurement, Measurement) is None
         }
-        begun = {}
-        for variant in open_variants.values():
-            made = [self._dir.record(stage, key, Round) for stage, key in self._rounds(variant)]
-            if made[0] is not None and made[0].member is not None:
-                board = made[0].member
-                count = next((i for i, r in enumerate(made) if r is None or r.member != board), len(made))
-                begun[variant] = (board, count)
         members = members_of(self._devices[device])
         items = list(open_variants.values())
+        begun = {variant: at for variant in items if (at := self._rounds.begun(variant)) is not None}
         deal = Deal(items, self._study.measure.rounds, [m.name for m in members], self._stopped, begun)
         return _Lane(device, items, deal, len(members))
-
-    def _rounds(self, variant: Variant) -> list[StepId]:
-        """Stage and key of each round of a variant."""
-        return [("round", content_key(variant.measurement, number)) for number in range(self._study.measure.rounds)]
 
     def _round(
         self, lane: _Lane, member: DeviceProfile, number: int, variant: Variant, line: BoardLine
     ) -> Exception | None:
         """One round of a variant on a board. Returned: the trouble that the board itself made, if it did."""
         board, total = member.name, self._study.measure.rounds
-        what, step = f"{variant.recipe} {variant.format}", self._rounds(variant)[number]
+        what, step = f"{variant.recipe} {variant.format}", self._rounds.steps(variant)[number]
         where = board if board == lane.device else f"{board} of {lane.device}"
         troubles: list[Exception] = []
 
         def made() -> Round:
             try:
-                return self._measure(variant, number, member, line, f"{what}, round {number + 1} of {total}")
-            except _JobFailed:
+                return self._rounds.measure(variant, number, member, line, f"{what}, round {number + 1} of {total}")
+            except JobFailed:
                 raise
             except (StepFailed, UserError) as error:
                 troubles.append(error)
-                if isinstance(error, _out_of_reach()):
+                if isinstance(error, OutOfReach):
                     self._sessions.drop(lane.device, board)  # the next job tries to connect once
                 if lane.deal.can_go_elsewhere(variant):
                     raise _Elsewhere(str(error)) from error
@@ -256,11 +243,8 @@ class Measuring:
                     raise
                 raise StepFailed(f"{error}; before that, {earlier}") from error
 
-        if number == 0:  # what another board began is no part of this one's measurement
-            for stage, key in self._rounds(variant):
-                record = self._dir.record(stage, key, Round)
-                if record is not None and record.member != board:
-                    self._dir.discard(stage, key)
+        if number == 0:
+            self._rounds.discard_of_others(variant, board)
         artifact = variant.artifact
         needs = [("model", artifact.model), ("artifact", artifact.key)]
         label = f"{what} on {where}, round {number + 1} of {total}"
@@ -277,96 +261,17 @@ class Measuring:
                 lane.deal.done(board, variant)
         return troubles[0] if troubles else None
 
-    def _measure(self, variant: Variant, number: int, member: DeviceProfile, line: BoardLine, label: str) -> Round:
-        from edgecompress_agent import wire
-
-        from edgecompress import measurement, operators
-
-        artifact = self._dir.record("artifact", variant.artifact.key, Artifact)
-        assert artifact is not None
-        dataset = self._data()
-        job, files = measurement.make_job(
-            # The run's own random name is part of it: an old answer that a device still holds is never taken for this one.
-            content_key(variant.measurement, number, artifact.sha256, self._dir.run_id),
-            self._dir.path(artifact.file),
-            self._images(),
-            normalisation=(dataset.mean, dataset.std),
-            profile=member,
-            measure=rounds.share(self._study.measure, number),
-        )
-        line.restart(f"{label}: connecting", 1.0)
-        session = self._sessions.get(variant.device, member)
-        if self._study.measure.cooldown_s:
-            line.restart(f"cooling before {label}", 1.0)
-            if self._stopped.wait(self._study.measure.cooldown_s):
-                raise Stopped
-        started = time.monotonic()
-        result = operators.measure(session, job, files, self._dir.path(artifact.file), progress=line, label=label)
-        made = Round(wire.to_json(job), wire.to_json(result), time.monotonic() - started, member.name)
-        if result.status != "ok":
-            if result.blocks:  # it ended late: what it had measured by then is no result, and is not lost either
-                self._dir.commit("unfinished", content_key(variant.measurement, number), made)
-            reason = result.reason or "the agent gave no reason"
-            raise _JobFailed(reason if member.name == variant.device else f"{member.name}: {reason}")
-        return made
-
     def _put_all_together(self, device: str) -> None:
         """The measurement of each variant from its rounds, which are let go of."""
         for variant in self._variants(device):
             step = ("measurement", variant.measurement)
-            label, made_of = f"{variant.recipe} {variant.format} on {device}", self._rounds(variant)
+            label, made_of = f"{variant.recipe} {variant.format} on {device}", self._rounds.steps(variant)
             is_open = self._dir.record(*step, Measurement) is None
-            self._steps.do(step, label, Measurement, partial(self._put_together, variant), needs=made_of)
+            make = partial(self._rounds.put_together, variant)
+            self._steps.do(step, label, Measurement, make, needs=made_of)
             if is_open and step not in self._steps.failed:
                 for stage, key in made_of:
                     self._dir.discard(stage, key)
-
-    def _put_together(self, variant: Variant) -> Measurement:
-        from edgecompress_agent import wire
-
-        from edgecompress import measurement
-
-        made = [self._dir.record(stage, key, Round) for stage, key in self._rounds(variant)]
-        found = [r for r in made if r is not None]
-        result = rounds.merge([wire.from_json(wire.Result, r.result) for r in found])
-        accuracy, score_on = None, self._study.measure.score_on
-        if score_on != "none":
-            dataset = self._data()
-            part = measurement.part_of(dataset, score_on)
-            accuracy = measurement.score(result.predictions or (), part.labels, score_on, dataset.num_classes)
-        return Measurement(
-            device=variant.device,
-            job=found[0].job,
-            result=wire.to_json(result),
-            accuracy=accuracy,
-            seconds=sum(r.seconds for r in found),
-            member=found[0].member,
-        )
-
-    def _images(self) -> Path:
-        """The images that devices are given: those to score on, or, unscored, some of the validation part for the timing."""
-        from edgecompress import measurement
-
-        measure = self._study.measure
-        name = "val" if measure.score_on == "none" else measure.score_on
-        part = measurement.part_of(self._data(), name)
-        limit = 256 if measure.score_on == "none" else measure.score_images
-        count = min(len(part), limit or len(part))
-        key = content_key("images", self._plan.data_key, name, count)
-        path = self._dir.path("files", "images", key, f"{name}.npy")
-        with self._writing_images:
-            if not path.exists():
-                self._dir.make_folder(
-                    "images", key, lambda folder: measurement.write_images(part, count, folder / path.name)
-                )
-            measurement.blob(path)  # its hash is kept: not every thread shall find it anew
-        return path
-
-
-def _out_of_reach() -> type[StepFailed]:
-    from edgecompress.board.transport import OutOfReach
-
-    return OutOfReach
 
 
 def _place(profile: DeviceProfile) -> tuple[str, ...]:
@@ -375,7 +280,5 @@ def _place(profile: DeviceProfile) -> tuple[str, ...]:
         return ("local",)
     if profile.serial_port is not None:
         return profile.transport, str(profile.serial_port.resolve())
-    from edgecompress.board.route import resolve
-
     last = resolve(profile)[-1]
     return profile.transport, last.host, str(last.port)

@@ -79,6 +79,7 @@ def test_the_end_of_a_run_reaches_whoever_tells_the_line_something() -> None:
         lambda: board.advance(0),
         lambda: board.describe("x"),
         lambda: board.restart("x", 1),
+        lambda: board.rest(60),
         lambda: board.task("x", 1).__enter__(),
     ):
         with pytest.raises(Stopped):
