@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -261,8 +262,8 @@ def open_agent(profile: DeviceProfile) -> Agent:
     except LinkLost as error:
         hint = ". Is it on, and are host and port right?" if profile.transport == "ssh" else ""
         raise OutOfReach(f"{error}{hint}") from None
-    try:
-        return Agent(profile, transport)
-    except BaseException:
-        transport.close()
-        raise
+    with ExitStack() as unless_done:
+        unless_done.callback(transport.close)
+        agent = Agent(profile, transport)
+        unless_done.pop_all()
+    return agent

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -111,12 +112,10 @@ class HostMeter:
         self._since_ns = 0
 
     def __enter__(self) -> HostMeter:
-        self._sampler.__enter__()
-        try:
+        with ExitStack() as unless_done:  # nobody calls __exit__ after an error here, and the meter would stay taken
+            unless_done.enter_context(self._sampler)
             self._take_pairs(_PAIRS)
-        except BaseException:  # nobody calls __exit__ then, and the meter would stay taken
-            self._sampler.__exit__(None, None, None)
-            raise
+            unless_done.pop_all()
         self._forget()
         return self
 

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Container, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.board import known_hosts
@@ -193,14 +193,13 @@ def need_host_key(hop: Hop, key: HostKey, device: str) -> None:
 def open_link(hops: tuple[Hop, ...], device: str, timeout_s: float) -> Link:
     """A link that is logged in, every host key on the way checked against the pinned ones."""
     link = Link(device, timeout_s)
-    try:
+    with ExitStack() as unless_done:
+        unless_done.callback(link.close)
         for hop in hops:
             key = link.connect(hop)
             need_host_key(hop, key, device)
             link.log_in(hop)
-    except BaseException:
-        link.close()
-        raise
+        unless_done.pop_all()
     return link
 
 

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,12 +61,11 @@ class SerialTransport:
         self._limit_s = profile.connect_timeout_s
         self._healthy = False
         self._port = SerialPort(profile)
-        try:
+        with ExitStack() as unless_done:
+            unless_done.callback(self._port.close)
             reach_helper(self._port, profile)
             self._link = self._begin()
-        except BaseException:
-            self._port.close()
-            raise
+            unless_done.pop_all()
 
     def _begin(self) -> Link:
         """A new session with the helper; in 7 bits where the line does not carry all bytes."""
