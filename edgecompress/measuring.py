@@ -125,18 +125,18 @@ class Measuring:
 
     def _thread(self, lane: _Lane, member: DeviceProfile, overall: Overall | None, ended: threading.Event) -> None:
         try:
-            with self._progress.task(member.name, total=1.0) as task:
-                line = BoardLine(member.name, task, self._progress, self._stopped)
-                self._board(lane, member, line, overall)
+            with ExitStack() as stack:
+                if overall is not None:
+                    stack.callback(overall.board_ended)
+                stack.callback(self._sessions.drop, lane.device, member.name)
+                task = stack.enter_context(self._progress.task(member.name, total=1.0))
+                self._board(lane, member, BoardLine(member.name, task, self._progress, self._stopped), overall)
         except Stopped:
             pass
         except BaseException as error:  # noqa: BLE001 - raised again by the main thread
             self._errors.append(error)
             self._stopped.set()
         finally:
-            self._sessions.drop(lane.device, member.name)
-            if overall is not None:
-                overall.board_ended()
             ended.set()
 
     def _board(self, lane: _Lane, member: DeviceProfile, line: BoardLine, overall: Overall | None) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from edgecompress.board.session import Session
 from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
 from edgecompress.pools import Device, make_pool
@@ -174,3 +175,17 @@ def test_two_profiles_of_one_board_take_turns(board: MakeBoard, tmp_path: Path) 
     begins = sorted((row["measured_unix_s"], row["latency_ms_p50"] * row["latency_samples"] / 1e3) for row in made)
     assert begins[1][0] >= begins[0][0] + begins[0][1], "one job at a time on a board"
     assert any("its board is measuring for another device" in text for text in seen.shown)
+
+
+def test_an_error_while_a_board_is_let_go_of_ends_the_run_and_is_shown(
+    board: MakeBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(session: Session) -> None:
+        raise OSError("its socket cannot be closed")
+
+    run_dir, asked = RunDir(tmp_path / "run"), study(1, rounds=1)
+    devices = by_name(board(0))
+    made_before(run_dir, asked, devices)
+    monkeypatch.setattr(Session, "close", fail)
+    with pytest.raises(OSError, match="cannot be closed"):
+        run(run_dir, asked, devices, Watching())
