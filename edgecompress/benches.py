@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from edgecompress import measurement
-from edgecompress.compress.contract import Benches, asked_of_device, asks_for_energy
+from edgecompress.compress.contract import Benches, asked_of_device
 from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.on_device import DeviceBench
@@ -64,7 +64,7 @@ def open_benches(steps: Sequence[Step], usual: str | DeviceProfile, progress: Pr
             except ValueError as error:
                 raise UserError(str(error), where=f"step {number}") from None
             if asked is not None:
-                device, form = asked
-                energy = asks_for_energy(step.method, step.params)
-                check_before(profile_of(device).name, form, lambda _, device=device: session_of(device), energy=energy)  # type: ignore[misc]
+                device = asked.device
+                name, session = profile_of(device).name, lambda _, device=device: session_of(device)
+                check_before(name, asked.format, session, energy=asked.energy)
         yield lambda device, form: DeviceBench(session_of(device), form, progress=progress)

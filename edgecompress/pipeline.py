@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from edgecompress import data as datasets
 from edgecompress.benches import check_before
-from edgecompress.compress.contract import asks_for_energy
 from edgecompress.errors import UserError
 from edgecompress.measuring import Measuring
 from edgecompress.on_device import DeviceBench
@@ -122,10 +121,9 @@ class _Run:
                 measuring.append(name)
         self._sessions.check(measuring, skip_absent=self._skip_absent)
         for model in {node.key: node for chain in self.plan.recipes.values() for node in chain}.values():
-            if model.device is None or self.dir.record("model", model.key, ModelRecord) is not None:
-                continue
-            energy = asks_for_energy(str(model.method), model.params or {})
-            check_before(model.device, str(model.format), self._sessions.of, energy=energy)
+            asked = model.measures
+            if asked is not None and self.dir.record("model", model.key, ModelRecord) is None:
+                check_before(str(asked.device), asked.format, self._sessions.of, energy=asked.energy)
 
     # --- the steps -------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from edgecompress import data, plugins
+from edgecompress.compress.contract import Asked, asked_of_device
 from edgecompress.errors import UserError
 from edgecompress.pools import Device, document_of, facts_of, members_of
 from edgecompress.rundir import content_key, file_sha256
@@ -70,15 +71,14 @@ DEVICE_STEP_CODE = (
 class ModelNode:
     """A model on disk: the baseline (parent and step None), or its parent after one more step.
 
-    device, format: what the step measures on while it works; None: nothing.
+    measures: what the step measures while it works, its device one of the study's; None: nothing.
     """
 
     key: str
     parent: str | None
     method: str | None
     params: dict[str, Any] | None
-    device: str | None = None
-    format: str | None = None
+    measures: Asked | None = None
 
 
 @dataclass(frozen=True)
@@ -191,23 +191,22 @@ def _chain(
     *,
     where: str,
 ) -> tuple[ModelNode, ...]:
-    from edgecompress.compress.contract import asked_of_device
-
     chain = [baseline]
     for step in steps:
         parent = chain[-1].key
         code = code_hash([*MODEL_CODE, *method_code(step.method)])
         parts = ["step", parent, step.method, step.params, _file_hashes(step.params), study.seed, code]
-        device, form = asked_of_device(step.method, step.params) or (None, None)
-        if form is not None:
-            device = _device_of_step(step.method, device, devices, where)
+        asked = asked_of_device(step.method, step.params)
+        if asked is not None:
+            device = _device_of_step(step.method, asked.device, devices, where)
+            asked = replace(asked, device=device)
             parts += [
                 facts_of(devices[device]),
                 study.measure.threads,
                 agent_sha256,
                 code_hash(DEVICE_STEP_CODE),
             ]
-        chain.append(ModelNode(content_key(*parts), parent, step.method, step.params, device, form))
+        chain.append(ModelNode(content_key(*parts), parent, step.method, step.params, asked))
     return tuple(chain)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -92,28 +92,28 @@ Benches = Callable[[str | None, str], Bench]
 """(name of a device, None: the usual one; export format) → Bench."""
 
 
-def asked_of_device(method: str, given: dict[str, Any]) -> tuple[str | None, str] | None:
-    """(device, export format) that the method measures on with these parameters; None: it measures nothing.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a step measures while it works: on a device (None: the usual one), of files of an export format; energy: with a
+    power sensor, too."""
 
-    A method that may measure has `needs_device(params) -> bool`, and `device` and `format` among its parameters.
-    ValueError as in `full_params`.
+    device: str | None
+    format: str
+    energy: bool = False
+
+
+def asked_of_device(method: str, given: dict[str, Any]) -> Asked | None:
+    """What the method measures with these parameters; None: nothing.
+
+    A method that may measure has `measures(params)`, the resources that it asks a device for, and `device` and `format` among
+    its parameters. ValueError as in `full_params`.
     """
     params = parse_params(method, given)
-    needs = getattr(
-        plugins.find("edgecompress.compress", method, attribute="apply", kind="method"), "needs_device", None
+    measures = getattr(
+        plugins.find("edgecompress.compress", method, attribute="apply", kind="method"), "measures", None
     )
-    return (params.device, params.format) if needs is not None and needs(params) else None
-
-
-def asks_for_energy(method: str, given: dict[str, Any]) -> bool:
-    """Whether the method reads a power sensor with these parameters: it then has `needs_sensor(params) -> bool`.
-
-    ValueError as in `full_params`.
-    """
-    needs = getattr(
-        plugins.find("edgecompress.compress", method, attribute="apply", kind="method"), "needs_sensor", None
-    )
-    return needs is not None and bool(needs(parse_params(method, given)))
+    resources: Set[Resource] = set() if measures is None else measures(params)
+    return Asked(params.device, params.format, "energy" in resources) if resources else None
 
 
 def method_names() -> list[str]:

@@ -15,7 +15,7 @@ from edgecompress.compress.amc import measuring
 from edgecompress.compress.amc.layer_networks import NOTHING, shapes
 from edgecompress.compress.amc.layer_table import DeviceCost, Grid, widths
 from edgecompress.compress.amc.spaces import ChannelSpace
-from edgecompress.compress.contract import Context, asked_of_device, asks_for_energy, parse_params
+from edgecompress.compress.contract import Asked, Context, asked_of_device, parse_params
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.latency_search import LatencyRatio
 from edgecompress.models import kept
@@ -178,12 +178,11 @@ def test_a_device_that_fails_is_asked_again_then_the_search_pauses_and_goes_on(t
 def test_which_steps_need_a_device_or_a_sensor_is_known_before_they_run(tmp_path):
     file = tmp_path / "policy.yaml"
     file.write_text("amc_policy: 1\nkeep: {conv1: 0.5}\n")
-    assert asked_of_device("amc", {"macs": 0.5}) is None and not asks_for_energy("amc", {"macs": 0.5})
+    assert asked_of_device("amc", {"macs": 0.5}) is None
     assert asked_of_device("amc", {"policy": str(file)}) is None
-    assert asked_of_device("amc", {"latency": 0.5, "device": "pi"}) == ("pi", "onnx-fp32")
-    assert asked_of_device("amc", {"multiple": "auto"}) == (None, "onnx-fp32")
-    assert asks_for_energy("amc", {"energy": "3 mJ"}) and not asks_for_energy("amc", {"latency": 0.5})
-    assert not asks_for_energy("channels", {"latency": 0.5})
+    assert asked_of_device("amc", {"latency": 0.5, "device": "pi"}) == Asked("pi", "onnx-fp32")
+    assert asked_of_device("amc", {"multiple": "auto"}) == Asked(None, "onnx-fp32")
+    assert asked_of_device("amc", {"energy": "3 mJ"}) == Asked(None, "onnx-fp32", energy=True)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from edgecompress.benches import open_benches
 from edgecompress.cli import main
+from edgecompress.compress.contract import Asked
 from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
 from edgecompress.plan import make_plan
@@ -23,15 +24,15 @@ def study(**params) -> StudySpec:
 
 def keys(devices: dict[str, DeviceProfile], agent: str = "a", **params) -> dict[str, tuple]:
     plan = make_plan(study(**params), devices, agent_sha256=agent)
-    return {name: (chain[-1].key, chain[-1].device, chain[-1].format) for name, chain in plan.recipes.items()}
+    return {name: (chain[-1].key, chain[-1].measures) for name, chain in plan.recipes.items()}
 
 
 def test_the_device_is_part_of_the_key_of_the_steps_that_measure_and_of_no_other():
     local, pi = DeviceProfile(name="local"), DeviceProfile(name="pi", cpus=(0,))
     usual = keys({"local": local, "pi": pi}, multiple="auto")
-    assert usual["plain"][1:] == (None, None) and usual["measured"][1:] == ("local", "onnx-fp32")
+    assert usual["plain"][1] is None and usual["measured"][1] == Asked("local", "onnx-fp32")
     named = keys({"local": local, "pi": pi}, multiple="auto", device="pi")
-    assert named["measured"][1] == "pi" and named["measured"][0] != usual["measured"][0]
+    assert named["measured"][1] == Asked("pi", "onnx-fp32") and named["measured"][0] != usual["measured"][0]
 
     for devices, agent in (({"local": DeviceProfile(name="local", cpus=(1,))}, "a"), ({"local": local}, "b")):
         other = keys(devices, agent, multiple="auto")

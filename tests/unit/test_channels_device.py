@@ -11,7 +11,7 @@ from torch import nn
 
 from edgecompress import cost
 from edgecompress.compress import channels
-from edgecompress.compress.contract import Context, asked_of_device, parse_params
+from edgecompress.compress.contract import Asked, Context, asked_of_device, parse_params
 from edgecompress.errors import UserError
 from edgecompress.latency_search import LatencyRatio
 from edgecompress.models import kept
@@ -152,8 +152,6 @@ def test_bad_parameters_are_one_clear_message(params, words):
 def test_which_steps_need_a_device_is_known_before_they_run():
     assert asked_of_device("channels", {"macs": 0.5}) is None
     assert asked_of_device("magnitude", {"sparsity": 0.5}) is None
-    assert asked_of_device("channels", {"multiple": "auto"}) == (None, "onnx-fp32")
-    assert asked_of_device("channels", {"latency": 0.5, "device": "pi", "format": "tflite-int8"}) == (
-        "pi",
-        "tflite-int8",
-    )
+    assert asked_of_device("channels", {"multiple": "auto"}) == Asked(None, "onnx-fp32")
+    given = {"latency": 0.5, "device": "pi", "format": "tflite-int8"}
+    assert asked_of_device("channels", given) == Asked("pi", "tflite-int8")

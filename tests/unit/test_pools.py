@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from edgecompress.cli import main
+from edgecompress.compress.contract import Asked
 from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
 from edgecompress.plan import make_plan
@@ -112,4 +113,4 @@ def test_a_step_that_measures_while_it_works_may_do_so_on_a_pool(tmp_path: Path)
         make_plan(study, {"pi-pool": pool}, agent_sha256="x").recipes["p"][-1]
         for pool in (pool_of(tmp_path, a), pool_of(tmp_path, a, b))
     ]
-    assert nodes[0] == nodes[1] and nodes[0].device == "pi-pool"
+    assert nodes[0] == nodes[1] and nodes[0].measures == Asked("pi-pool", "onnx-fp32")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from edgecompress import patterns
-from edgecompress.compress.contract import Context, FineTune
+from edgecompress.compress.contract import Context, FineTune, Resource
 from edgecompress.study import ExistingPath, StudyPath
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ Baseline = Literal["uniform", "random", "greedy", "evolutionary"]
 Milliseconds = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?ms$")]
 Millijoules = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?mJ$")]
 
-ON_DEVICE = ("latency", "energy")
+ON_DEVICE: tuple[Resource, ...] = ("latency", "energy")
 BUDGETS = ("macs", "params", "bytes", *ON_DEVICE)
 
 FITTING_IMAGES = 500
@@ -102,7 +102,7 @@ class Params:
         budgets = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(budgets) > 1:
             raise ValueError(f"one budget at a time: {' and '.join(budgets)} are given")
-        if (self.device is not None or self.format != "onnx-fp32") and not needs_device(self):
+        if (self.device is not None or self.format != "onnx-fp32") and not measures(self):
             raise ValueError(
                 "device and format are what latency, energy and multiple: auto are measured on; none is asked for"
             )
@@ -132,15 +132,12 @@ class Params:
         return FITTING_IMAGES if self.fit is None else self.fit
 
 
-def needs_device(params: Params) -> bool:
-    """Whether a step with these parameters measures on a device."""
-    asked = any(getattr(params, name) is not None for name in ON_DEVICE)
-    return params.policy is None and (asked or params.multiple == "auto")
-
-
-def needs_sensor(params: Params) -> bool:
-    """Whether it reads a power sensor there."""
-    return params.policy is None and params.energy is not None
+def measures(params: Params) -> set[Resource]:
+    """What a step with these parameters asks a device for."""
+    if params.policy is not None:
+        return set()
+    asked = {name for name in ON_DEVICE if getattr(params, name) is not None}
+    return asked | {"latency"} if params.multiple == "auto" else asked
 
 
 def _check_weights(params: Params) -> None:

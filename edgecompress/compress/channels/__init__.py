@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from edgecompress import patterns
-from edgecompress.compress.contract import Context, FineTune
+from edgecompress.compress.contract import Context, FineTune, Resource
 from edgecompress.study import TrainSpec
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Params:
             raise ValueError(f"fold is for the norms l1 and l2, not for {self.importance}")
         if self.importance == "taylor" and self.reduce != "mean":
             raise ValueError("reduce is for l1, l2 and bn_scale; taylor is one value for all coupled layers")
-        if (self.device is not None or self.format != "onnx-fp32") and not needs_device(self):
+        if (self.device is not None or self.format != "onnx-fp32") and not measures(self):
             raise ValueError(
                 "device and format are what latency and multiple: auto are measured on; neither is asked for"
             )
@@ -106,9 +106,9 @@ class Params:
         return next(n for n in BUDGETS if getattr(self, n) is not None)
 
 
-def needs_device(params: Params) -> bool:
-    """Whether a step with these parameters measures on a device."""
-    return params.latency is not None or params.multiple == "auto"
+def measures(params: Params) -> set[Resource]:
+    """What a step with these parameters asks a device for."""
+    return {"latency"} if params.latency is not None or params.multiple == "auto" else set()
 
 
 def _check_steps(params: Params) -> None:
