@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,8 @@ SLOW_SENSOR = 1.5
 MAX_POWER_UW = 10**12
 LOCKED = 0.5
 """Resultant of the readings' phases within an inference (0: spread evenly, 1: always the same moment) from which it is said."""
+SENSOR_COST = 1.05
+"""Latency with the sensor over latency without it from which it is said."""
 
 _PI_THROTTLED_NOW, _PI_THROTTLED_SINCE = 0xF, 0xF0000
 
@@ -183,3 +186,17 @@ def idle_warnings(before_w: float, after_w: float, error_w: float, mean_w: float
             "under load the device draws less than one step of the meter more than idle: the energy over idle is noise"
         )
     return tuple(found)
+
+
+def sensor_cost(result: wire.Result) -> float | None:
+    """Median latency of the power pass, with the sensor on, over that of the timing; None where one of the two was not timed."""
+    beside = [w.latency_ns_p50 for w in result.power.windows if w.latency_ns_p50] if result.power else []
+    alone = [ns for block in result.blocks for ns in block.latencies_ns]
+    return statistics.median(beside) / statistics.median(alone) if beside and alone else None
+
+
+def sensor_warnings(cost: float | None) -> tuple[str, ...]:
+    """What the sensor itself adds to the energy. cost: of `sensor_cost`."""
+    if cost is None or cost < SENSOR_COST:
+        return ()
+    return (f"with the sensor on, an inference takes {100 * (cost - 1):.0f} % longer: the energy holds that, too",)

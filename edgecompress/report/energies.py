@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import asdict
 from typing import Any
 
 from edgecompress_agent import wire
 
-from edgecompress.energy import EnergyComparison, EnergySummary, compare, summarise
+from edgecompress import energy
+from edgecompress.energy import EnergyComparison, EnergySummary
 from edgecompress.report import wording as w
 from edgecompress.stats import Estimate
 
@@ -20,8 +20,6 @@ FIELDS = (
     "battery_hours", "energy_windows", "energy_samples", "energy_window_mj", "energy_budget_mj", "power_scope", "sensor_cost",
     "sensor_info",
 )  # fmt: skip
-SENSOR_COST = 1.05
-"""Latency with the sensor over latency without it from which it is said."""
 
 
 def of_result(
@@ -34,10 +32,10 @@ def of_result(
         reason = w.plain(result.power_reason or "no reason was given")
         row["energy_reason"] = NO_SENSOR if no_sensor else f"not measured: {reason}"
         return row | {"battery_reason": row["energy_reason"]}, None
-    summary = summarise(result.power, conditions=result.conditions, plan=plan)
+    summary = energy.summarise(result.power, conditions=result.conditions, plan=plan)
     info = summary.sensor
     row["sensor"] = f"{w.plain(info.name)} (replayed)" if info.replayed else w.plain(info.name)
-    row |= {"power_scope": summary.scope, "sensor_info": wire.to_json(info), "sensor_cost": _sensor_cost(result)}
+    row |= {"power_scope": summary.scope, "sensor_info": wire.to_json(info), "sensor_cost": energy.sensor_cost(result)}
     row |= {"energy_windows": summary.windows, "energy_samples": summary.samples}
     if summary.gross_j is None or summary.budget is None:
         reason = f"not measured: {w.plain('; '.join(summary.invalid))}"
@@ -60,26 +58,12 @@ def of_result(
 
 def warnings(row: dict[str, Any], summary: EnergySummary | None) -> list[str]:
     """What makes the energy less certain than its interval says. row, summary: of `of_result`."""
-    cost = row["sensor_cost"]
-    slowed = cost is not None and cost >= SENSOR_COST and summary is not None
-    said = (
-        [f"with the sensor on, an inference takes {100 * (cost - 1):.0f} % longer: the energy holds that, too"]
-        if slowed
-        else []
-    )
-    return [*(summary.warnings if summary else ()), *said]
-
-
-def _sensor_cost(result: wire.Result) -> float | None:
-    """None where one of the two was not timed."""
-    beside = [w.latency_ns_p50 for w in result.power.windows if w.latency_ns_p50] if result.power else []
-    alone = [ns for block in result.blocks for ns in block.latencies_ns]
-    return statistics.median(beside) / statistics.median(alone) if beside and alone else None
+    return [] if summary is None else [*summary.warnings, *energy.sensor_warnings(row["sensor_cost"])]
 
 
 def comparison(reference: EnergySummary | None, variant: EnergySummary | None) -> dict[str, Any]:
     """The energy's part of a comparison: `reference` is the other row."""
-    found = EnergyComparison(None, None) if reference is None or variant is None else compare(reference, variant)
+    found = EnergyComparison(None, None) if reference is None or variant is None else energy.compare(reference, variant)
     ratio = found.ratio
     return {
         "energy_ratio": ratio.value if ratio else None,
@@ -107,8 +91,8 @@ def device_facts(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"energy": None, "power_sensor": list(dict.fromkeys(told))}
 
 
-def _millijoules(name: str, energy: Estimate | None) -> dict[str, float | None]:
-    values = (None, None, None) if energy is None else (1e3 * energy.value, 1e3 * energy.low, 1e3 * energy.high)
+def _millijoules(name: str, found: Estimate | None) -> dict[str, float | None]:
+    values = (None, None, None) if found is None else (1e3 * found.value, 1e3 * found.low, 1e3 * found.high)
     return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
