@@ -1,6 +1,7 @@
 """Run every benchmark of this folder, one after the other: `make bench`. Exit status 1 when one missed its limit.
 
-A benchmark is a file here with `main() -> int`: 0 within its limit, 1 above it, 3 when the machine was too noisy to tell.
+A benchmark is a file here that ends in `if __name__ == "__main__"`; the others are parts. Its exit status: 0 within its limit, 1
+above it, 3 when the machine was too noisy to tell.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ VERDICTS = {0: "within its limit", 1: "MISSED its limit", 3: "could not be told:
 def main() -> int:
     verdicts = {}
     for file in sorted(HERE.glob("*.py")):
-        if file.name == Path(__file__).name:
+        if file.name == Path(__file__).name or 'if __name__ == "__main__"' not in file.read_text():
             continue
         print(f"== {file.stem}", flush=True)
         verdicts[file.stem] = subprocess.run([sys.executable, str(file)], check=False).returncode
