@@ -80,7 +80,7 @@ class Deal(Generic[Item]):
         due = [item for item in mine if self._done[item] == number]
         return number, due[0] if number % 2 == 0 else due[-1]
 
-    def done(self, board: str, item: Item) -> None:
+    def done(self, item: Item) -> None:
         """A round of this variant is done."""
         with self._changed:
             self._done[item] += 1

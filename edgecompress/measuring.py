@@ -258,7 +258,7 @@ class Measuring:
             if step in self._steps.failed:
                 lane.deal.close(variant)
             else:
-                lane.deal.done(board, variant)
+                lane.deal.done(variant)
         return troubles[0] if troubles else None
 
     def _put_all_together(self, device: str) -> None:

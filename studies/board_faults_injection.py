@@ -28,7 +28,6 @@ class Scene:
     disk: Path | None
     random: random.Random
     host: subprocess.Popen[bytes] | None = None
-    killed_hosts: int = 0
 
     def phase(self) -> str:
         """What the job on the board is at, by what lies there; else what the host is at."""
@@ -197,9 +196,7 @@ def host_killed(scene: Scene) -> Effect:
     host = scene.host
     assert host is not None
     host.kill()
-    hit = host.wait() == -signal.SIGKILL
-    scene.killed_hosts += hit
-    return Effect(hit, {"seconds": scene.pause(0, 1)})
+    return Effect(host.wait() == -signal.SIGKILL, {"seconds": scene.pause(0, 1)})
 
 
 FAULTS: dict[str, Callable[[Scene], Effect]] = {

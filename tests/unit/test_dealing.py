@@ -19,7 +19,7 @@ def all_of(dealt: Deal[str], board: str) -> list[tuple[int, str]]:
     made = []
     while (job := dealt.next(board)) is not None:
         made.append(job)
-        dealt.done(board, job[1])
+        dealt.done(job[1])
     return made
 
 
@@ -39,11 +39,11 @@ def test_all_rounds_of_a_variant_are_one_boards_and_a_fast_board_takes_more() ->
     dealt = deal("ABCD", 2, "xy")
     assert dealt.next("x") == (0, "A") and dealt.next("y") == (0, "B")
     for item in "ACD":  # x is done with three while y has its first
-        dealt.done("x", item)
+        dealt.done(item)
         if item != "D":
             assert dealt.next("x") == (0, "C" if item == "A" else "D")
     assert all_of_one(dealt, "x") == [(1, "D"), (1, "C"), (1, "A")]
-    dealt.done("y", "B")
+    dealt.done("B")
     assert dealt.next("y") == (1, "B")
 
 
@@ -53,7 +53,7 @@ def all_of_one(dealt: Deal[str], board: str) -> list[tuple[int, str]]:
         job = dealt.next(board)
         assert job is not None
         made.append(job)
-        dealt.done(board, job[1])
+        dealt.done(job[1])
     return made
 
 
@@ -65,7 +65,7 @@ def test_a_variant_that_failed_is_tried_on_one_other_board() -> None:
     assert dealt.next("y") == (0, "A")
     assert not dealt.can_go_elsewhere("A"), "two tries are all"
     dealt.close("A")
-    dealt.done("x", "B")
+    dealt.done("B")
     assert dealt.next("x") is None and dealt.next("y") is None
 
 
@@ -80,10 +80,10 @@ def test_a_variant_comes_back_to_a_board_only_when_no_other_is_left() -> None:
 def test_a_board_that_leaves_gives_back_what_it_began_and_the_last_one_stays() -> None:
     dealt = deal("AB", 2, "xy")
     assert dealt.next("x") == (0, "A")
-    dealt.done("x", "A")
+    dealt.done("A")
     assert dealt.next("y") == (0, "B")
     assert dealt.leave("x")
-    dealt.done("y", "B")
+    dealt.done("B")
     assert dealt.next("y") == (0, "A"), "from its first round"
     assert not dealt.leave("y")
 
@@ -145,7 +145,7 @@ def test_threads_lose_nothing_and_do_nothing_twice(seed: int) -> None:
                 with lock:
                     ends[item] += 1
                     done[item, board] = made[item]
-            dealt.done(board, item)
+            dealt.done(item)
 
     threads = [threading.Thread(target=work, args=(board,)) for board in boards]
     for thread in threads:
