@@ -83,14 +83,17 @@ def ssh_profile(sshd: Sshd, tmp_path: Path) -> Callable[..., DeviceProfile]:
 
 @pytest.fixture
 def console(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Line]]:
-    """Makes serial lines; keyword arguments as of `Line`. Only the test of boot loaders has one that needs the long listening."""
+    """Makes serial lines; keyword arguments as of `Line`, and shell: what is started at its far end. Only the test of boot loaders
+    has one that needs the long listening."""
     monkeypatch.setattr(serial_login, "LISTEN_S", 0.3)
     made: list[Line] = []
 
-    def make(**fields: Any) -> Line:
+    def make(*, shell: str | None = None, **fields: Any) -> Line:
         folder = tmp_path / f"line-{len(made)}"
         folder.mkdir()
         made.append(Line(folder, **fields))
+        if shell is not None:
+            made[-1].start_shell(shell)
         return made[-1]
 
     yield make

@@ -33,8 +33,7 @@ AGETTY = shutil.which("agetty", path="/sbin:/usr/sbin:/bin:/usr/bin")
 
 @pytest.mark.parametrize("shell", ["bash", "dash", "sh"])
 def test_a_shell_is_left_as_it_was(shell: str, console: MakeLine, serial_profile: MakeProfile) -> None:
-    line = console()
-    process = line.start_shell(shell)
+    line = console(shell=shell)
     before = termios.tcgetattr(line.terminal)
     transport = SerialTransport(serial_profile(line))
     assert transport.home() == str(line.folder)
@@ -43,14 +42,13 @@ def test_a_shell_is_left_as_it_was(shell: str, console: MakeLine, serial_profile
     transport.close()
     transport.close()
     time.sleep(0.3)
-    assert process.poll() is None
+    assert line.processes[0].poll() is None
     assert termios.tcgetattr(line.terminal) == before
     assert not list(line.folder.glob("*.pyz")) and not list(line.folder.glob(".*.part"))
 
 
 def test_what_was_half_typed_is_not_run(console: MakeLine, serial_profile: MakeProfile, tmp_path: Path) -> None:
-    line = console()
-    line.start_shell("bash")
+    line = console(shell="bash")
     os.write(line.host, b"touch " + str(tmp_path / "typed").encode())
     time.sleep(0.1)
     SerialTransport(serial_profile(line)).close()
@@ -60,8 +58,7 @@ def test_what_was_half_typed_is_not_run(console: MakeLine, serial_profile: MakeP
 def test_files_and_answers_are_whole_over_a_noisy_line(
     console: MakeLine, serial_profile: MakeProfile, tmp_path: Path
 ) -> None:
-    line = console(noise=Noise(flips=5e-5, drops=5e-5, messages=1e-4))
-    line.start_shell("bash")
+    line = console(shell="bash", noise=Noise(flips=5e-5, drops=5e-5, messages=1e-4))
     transport = SerialTransport(serial_profile(line))
     data = os.urandom(60_000)
     transport.put(data, str(tmp_path / "file"))
@@ -75,8 +72,7 @@ def test_files_and_answers_are_whole_over_a_noisy_line(
 def test_messages_of_the_kernel_fall_into_everything(
     console: MakeLine, serial_profile: MakeProfile, tmp_path: Path
 ) -> None:
-    line = console(bytes_per_s=100_000)
-    line.start_shell("dash")
+    line = console(shell="dash", bytes_per_s=100_000)
     ended = threading.Event()
 
     def print_on() -> None:
@@ -99,8 +95,7 @@ def test_messages_of_the_kernel_fall_into_everything(
 def test_an_upload_goes_on_where_the_cable_was_pulled(
     console: MakeLine, serial_profile: MakeProfile, tmp_path: Path
 ) -> None:
-    line = console(bytes_per_s=150_000)
-    line.start_shell("bash")
+    line = console(shell="bash", bytes_per_s=150_000)
     profile, data, target = serial_profile(line), os.urandom(300_000), tmp_path / "there"
     seen: list[int] = []
 
@@ -131,8 +126,7 @@ def test_an_upload_goes_on_where_the_cable_was_pulled(
 def test_an_agent_goes_on_by_itself_when_the_cable_is_plugged_in_again(
     console: MakeLine, serial_profile: MakeProfile, tmp_path: Path
 ) -> None:
-    line = console(bytes_per_s=150_000)
-    line.start_shell("bash")
+    line = console(shell="bash", bytes_per_s=150_000)
     file, notices, seen = tmp_path / "wheel", list[str](), list[int]()
     file.write_bytes(os.urandom(200_000))
     agent = open_agent(serial_profile(line))
@@ -154,8 +148,7 @@ def test_an_agent_goes_on_by_itself_when_the_cable_is_plugged_in_again(
 def test_a_part_that_is_not_of_this_file_is_sent_anew(
     console: MakeLine, serial_profile: MakeProfile, tmp_path: Path
 ) -> None:
-    line = console()
-    line.start_shell("bash")
+    line = console(shell="bash")
     transport = SerialTransport(serial_profile(line))
     data, target = os.urandom(50_000), tmp_path / "there"
     part = tmp_path / f".there.{hashlib.sha256(data).hexdigest()[:16]}.part"
@@ -177,8 +170,7 @@ def test_a_part_that_is_not_of_this_file_is_sent_anew(
 def test_a_download_goes_on_where_the_cable_was_pulled(
     console: MakeLine, serial_profile: MakeProfile, tmp_path: Path
 ) -> None:
-    line = console(bytes_per_s=150_000)
-    line.start_shell("bash")
+    line = console(shell="bash", bytes_per_s=150_000)
     profile, data = serial_profile(line), os.urandom(300_000)
     (tmp_path / "result").write_bytes(data)
     transport = SerialTransport(profile)
@@ -197,8 +189,7 @@ def test_a_download_goes_on_where_the_cable_was_pulled(
 
 
 def test_a_host_that_was_killed_finds_its_helper(console: MakeLine, serial_profile: MakeProfile) -> None:
-    line = console()
-    process = line.start_shell("bash")
+    line = console(shell="bash")
     first = SerialTransport(serial_profile(line))
     first._port.close()  # all that the kernel does for a process that was killed
     carried = line.carried
@@ -206,14 +197,13 @@ def test_a_host_that_was_killed_finds_its_helper(console: MakeLine, serial_profi
     assert second.run(["echo", "well"]).stdout == b"well\n"
     assert line.carried - carried < 3000  # it did not need to bring it again
     second.close()
-    assert process.poll() is None
+    assert line.processes[0].poll() is None
 
 
 def test_a_board_that_starts_anew_is_noticed_and_logged_in_at_again(
     console: MakeLine, serial_profile: MakeProfile
 ) -> None:
-    line = console()
-    line.start_shell("bash")
+    line = console(shell="bash")
     transport = SerialTransport(serial_profile(line))
 
     def restart() -> None:
@@ -259,8 +249,7 @@ def test_nothing_is_typed_while_a_boot_loader_counts_down(
 
 
 def test_ports_that_cannot_be_opened(console: MakeLine, serial_profile: MakeProfile, tmp_path: Path) -> None:
-    line = console()
-    line.start_shell("bash")
+    line = console(shell="bash")
     with pytest.raises(UserError, match="is not there") as absent:
         SerialTransport(serial_profile(line, serial_port=tmp_path / "ttyUSB5"))
     assert "serial_port" in absent.value.fix
@@ -448,8 +437,7 @@ def test_a_hostile_end_is_refused(how: str, console: MakeLine, serial_profile: M
 
 
 def test_doctor_and_trust(console: MakeLine, serial_profile: MakeProfile) -> None:
-    line = console()
-    line.start_shell("bash")
+    line = console(shell="bash")
     checks = {check.name: check for check in doctor(serial_profile(line))}
     assert checks["reachable"].ok and f"{line.port} at 115200 baud" in checks["reachable"].detail
     assert checks["python"].ok and checks["files"].ok

@@ -32,8 +32,7 @@ from edgecompress.errors import UserError
 def transport(request: pytest.FixtureRequest) -> Iterator[Transport]:
     profile = request.getfixturevalue("local_profile")
     if request.param == "serial":
-        line = request.getfixturevalue("console")()
-        line.start_shell("bash")
+        line = request.getfixturevalue("console")(shell="bash")
         profile = request.getfixturevalue("serial_profile")(line)
     if request.param == "ssh":
         profile = request.getfixturevalue("ssh_profile")()

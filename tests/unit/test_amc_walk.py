@@ -92,11 +92,14 @@ def test_the_state_is_the_ten_numbers_of_the_authors_code():
     assert env.state(2, [0.25, 0.5, 0.2], 0.5)[0] == 1.0
 
 
-@settings(deadline=None, max_examples=60)
-@given(
+any_chain = given(
     sizes=st.lists(st.integers(2, 70), min_size=1, max_size=8), share=st.floats(0.05, 1.0), step=st.sampled_from([1, 4, 8]),
     seed=st.integers(0, 1000),
 )  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@any_chain
 def test_no_walk_exceeds_a_budget_that_the_lowest_keeps(sizes, share, step, seed):
     env = chain_env(sizes, share, step)
     rng = np.random.default_rng(seed)
@@ -107,10 +110,7 @@ def test_no_walk_exceeds_a_budget_that_the_lowest_keeps(sizes, share, step, seed
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    sizes=st.lists(st.integers(2, 70), min_size=1, max_size=8), share=st.floats(0.05, 1.0), step=st.sampled_from([1, 4, 8]),
-    seed=st.integers(0, 1000),
-)  # fmt: skip
+@any_chain
 def test_what_a_walk_leaves_is_spread_over_all_choices(sizes, share, step, seed):
     actions = np.random.default_rng(seed).random(len(sizes)).tolist()
     left = chain_env(sizes, share, step).walk(actions)
