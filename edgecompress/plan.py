@@ -45,6 +45,7 @@ MODEL_CODE = (
     "cost.py",
     "records.py",
     "graph.py",
+    "flows.py",
     "tracing.py",
     "compress/contract.py",
 )

@@ -9,18 +9,16 @@ shuffle) is run on these numbers as on the tensor, so that its channels are righ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from edgecompress.errors import UserError
-from edgecompress.graph import Block, Graph, Join, Scaling, Use
+from edgecompress.flows import Flows, channels, compact
+from edgecompress.graph import Graph, Scaling, Use
 
 aten = torch.ops.aten
 
@@ -125,144 +123,49 @@ def _untraceable(why: str) -> UserError:
     )
 
 
-@dataclass
-class _Overwritten:
-    """Memory that was written in place. weak: so that its address is taken by no other. fresh: tensors that know of the write."""
-
-    weak: StorageWeakRef
-    fresh: WeakTensorKeyDictionary
-    flows: list[Tensor]
-
-
 class _Tracer(TorchDispatchMode):  # type: ignore[misc]
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         super().__init__()
         self.parameters = {p.data_ptr(): (name, p) for name, p in model.named_parameters() if p.numel()}
-        self.units = 1
-        self.blocks: list[Block] = []
-        self.sources: list[Tensor] = []
-        self.read: list[Tensor] = []
+        self.flows = Flows()
         self.rectified: list[Tensor | None] = []
-        self.not_followed: list[str] = []
-        self.flows = WeakTensorKeyDictionary()
-        self.overwritten: dict[int, _Overwritten] = {}
         for x in inputs:
-            self.flows[x] = self._source(x)
+            self.flows.put(x, self.flows.source(x))
 
     def finished(self, output: Any) -> Graph:
-        results = [t for t in tree_leaves(output) if isinstance(t, Tensor) and self._flow(t) is not None]
+        flows = [self.flows.of(t) for t in tree_leaves(output) if isinstance(t, Tensor)]
+        results = [flow for flow in flows if flow is not None]
         if not results:
             raise _untraceable("its output does not follow from its input by operations of torch")
-        for tensor in results:
-            self.read.append(self.flows[tensor].reshape(-1))
-        empty = torch.zeros(0, dtype=torch.int64)
-        return Graph(
-            self.units, tuple(self.blocks), torch.cat([empty, *self.sources]), torch.cat([empty, *self.read]),
-            tuple(self.rectified), tuple(dict.fromkeys(self.not_followed)),
-        )  # fmt: skip
+        for flow in results:
+            self.flows.read(flow)
+        return self.flows.graph(self.rectified)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         tensors = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
-        traced = [(t, flow) for t in tensors if (flow := self._flow(t)) is not None]
+        traced = [(t, flow) for t in tensors if (flow := self.flows.of(t)) is not None]
         if traced and name in _FROM_VALUES:
             raise _untraceable("its path through the network depends on the values of its input")
         flows = [(t, flow) for t, flow in traced if t.is_floating_point()]
         if name in ACTIVATIONS:
-            self.rectified.append(self._channels(flows[0][1], 1, flows[0][0].shape) if flows else None)
+            self.rectified.append(channels(flows[0][1], 1, flows[0][0].shape) if flows else None)
         out = func(*args, **kwargs)
         if traced and name not in _CREATES:
             results = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
             found = self._follow(name, args, kwargs, flows, results) if flows else None
             if found is None:
-                self._not_followed(name, [flow for _, flow in flows])
-                found = [self._source(t) for t in results]
+                self.flows.end(name, [flow for _, flow in flows])
+                found = [self.flows.source(t) for t in results]
             written = [
                 args[place] if place < len(args) else kwargs.get(argument.name)
                 for place, argument in enumerate(func._schema.arguments)
                 if argument.alias_info is not None and argument.alias_info.is_write
             ]
             for tensor, flow in zip(results, found, strict=True):
-                self._put(tensor, flow, overwrites=any(tensor is t for t in written))
+                self.flows.put(tensor, flow, overwrites=any(tensor is t for t in written))
         return out
-
-    # What a tensor carries
-
-    def _flow(self, tensor: Tensor) -> Tensor | None:
-        """The units of a tensor's elements, int64, dimensions of size 1 broadcast; None for what no activation is part of."""
-        flow: Tensor | None = self.flows.get(tensor)
-        if self.overwritten:
-            record = self.overwritten.get(tensor.untyped_storage()._cdata)
-            if record is not None and tensor not in record.fresh:
-                # Another view of its memory was written: what its elements are now is not followed.
-                self._not_followed("write through a view", [*record.flows, *([] if flow is None else [flow])])
-                flow = self._source(tensor)
-                self._put(tensor, flow, overwrites=False)
-        return flow
-
-    def _put(self, tensor: Tensor, flow: Tensor, *, overwrites: bool) -> None:
-        storage = tensor.untyped_storage()
-        if overwrites and flow is not self.flows.get(tensor):
-            known = self.overwritten.get(storage._cdata)
-            earlier = known.flows if known is not None and not known.weak.expired() else []
-            self.overwritten[storage._cdata] = _Overwritten(
-                StorageWeakRef(storage), WeakTensorKeyDictionary(), [*earlier, flow]
-            )
-        self.flows[tensor] = flow
-        if self.overwritten and storage._cdata in self.overwritten:
-            self.overwritten[storage._cdata].fresh[tensor] = True
-
-    def _not_followed(self, name: str, flows: list[Tensor]) -> None:
-        """The network ends here, on both sides."""
-        if flows:
-            self.not_followed.append(name)
-        for flow in flows:
-            self.read.append(flow.reshape(-1))
-
-    def _new(self, count: int) -> int:
-        start = self.units
-        self.units += count
-        return start
-
-    def _source(self, tensor: Tensor) -> Tensor:
-        """New units from outside, one for each channel (axis 1; the last of a matrix or a sequence)."""
-        shape = tensor.shape
-        axis = min(1, tensor.dim() - 1) if tensor.dim() != 3 else 2
-        if tensor.dim() == 0:
-            start = self._new(1)
-            self.sources.append(torch.tensor([start]))
-            return torch.tensor(start)
-        start = self._new(shape[axis])
-        units = torch.arange(start, start + shape[axis])
-        self.sources.append(units)
-        return units.reshape([-1 if d == axis else 1 for d in range(tensor.dim())])
-
-    def _channels(self, flow: Tensor, axis: int, shape: Any) -> Tensor | None:
-        """The units (n,) along an axis, None where they differ between the positions of the others."""
-        if flow.dim() <= axis or flow.numel() != flow.shape[axis]:
-            return None
-        return flow.reshape(-1).expand(shape[axis])
-
-    def _read_along(self, flow: Tensor, axis: int, shape: Any) -> Tensor:
-        """The units (n,) that a layer reads along an axis; those that differ between positions are joined, in equal shares."""
-        units = self._channels(flow, axis, shape)
-        if units is not None:
-            return units
-        table = flow.movedim(axis, 0).reshape(flow.shape[axis], -1)
-        table = table.expand(shape[axis], -1)
-        into, of, share = [], [], []
-        for channel, row in enumerate(table):
-            found, counts = torch.unique(row, return_counts=True)
-            into.append(torch.full_like(found, channel))
-            of.append(found)
-            share.append(counts.double() / len(row))
-        return self._join(shape[axis], torch.cat(into), torch.cat(of), torch.cat(share))
-
-    def _join(self, count: int, into: Tensor, of: Tensor, share: Tensor) -> Tensor:
-        start = self._new(count)
-        self.blocks.append(Join(start, count, into, of, share))
-        return torch.arange(start, start + count)
 
     # Rules, by kinds of operators
 
@@ -275,13 +178,13 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
             return []
         source, flow = flows[0]
         if name in _BATCH_NORMS:
-            return [self._batch_norm(args, flow), *[self._source(t) for t in results[1:]]]
+            return [self._batch_norm(args, flow), *[self.flows.source(t) for t in results[1:]]]
         if name in _MOVES and not (name == "view" and isinstance(args[1], torch.dtype)):
             return self._moved(name, args, kwargs)
         if name in _MIXES or any(part in name for part in ("attention", "lstm", "gru", "rnn")):
             return None
         out = results[0]
-        rest = [self._source(t) for t in results[1:]]
+        rest = [self.flows.source(t) for t in results[1:]]
         if name in ("native_layer_norm", "native_group_norm", "_fused_rms_norm", "rms_norm"):
             return [self._own_norm(name, args, source, flow), *rest]
         if name in ("mul", "mul_", "div", "div_") and len(flows) == 1 and out.shape == source.shape:
@@ -291,11 +194,11 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
             ]
         if name == "copy_":
             copied = [flow for tensor, flow in flows if tensor is args[1]]
-            return copied or [self._source(out)]
+            return copied or [self.flows.source(out)]
         if len(flows) > 1:
             if torch.broadcast_shapes(*(t.shape for t, _ in flows)) != out.shape:
                 return None
-            return [self._added([f for _, f in flows], out.dim()), *rest]
+            return [self.flows.added([f for _, f in flows], out.dim()), *rest]
         if out.shape == source.shape:
             return [flow, *rest]
         if out.dim() == source.dim() and out.shape[:2] == source.shape[:2] and all(n == 1 for n in flow.shape[2:]):
@@ -311,15 +214,15 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
             return self._use(args[0], args[1], groups=1, transposed=False, axis=args[0].dim() - 1)
         if name in ("mm", "addmm"):
             left, right = args[-2:] if name == "mm" else args[1:3]
-            if self._flow(right) is None:
+            if self.flows.of(right) is None:
                 return self._use(left, right, groups=1, transposed=True, axis=1)
         return None
 
     def _use(self, image: Tensor, weight: Tensor, *, groups: int, transposed: bool, axis: int) -> Tensor | None:
-        flow = self._flow(image)
-        if flow is None or self._flow(weight) is not None:
+        flow = self.flows.of(image)
+        if flow is None or self.flows.of(weight) is not None:
             return None
-        inputs = self._read_along(flow, axis, image.shape)
+        inputs = self.flows.along(flow, axis, image.shape)
         held: str | Tensor = weight
         name, parameter = self.parameters.get(weight.data_ptr(), ("", None))
         outputs = weight.shape[1] * groups if transposed else weight.shape[0]
@@ -327,8 +230,8 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
             held = name
         elif parameter is not None and weight.dim() == 2 and parameter.shape == weight.shape[::-1]:
             held, transposed = name, not transposed
-        start = self._new(outputs)
-        self.blocks.append(Use(held, groups, transposed, inputs, start, outputs))
+        start = self.flows.new(outputs)
+        self.flows.blocks.append(Use(held, groups, transposed, inputs, start, outputs))
         units = torch.arange(start, start + outputs)
         return units.reshape([-1 if d == axis else 1 for d in range(image.dim())])
 
@@ -341,9 +244,9 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
         # Where units differ between positions a factor meets each of them once.
         pairs, back = torch.unique(flow * gain.numel() + place, return_inverse=True)
         of, place = pairs // gain.numel(), pairs % gain.numel()
-        start = self._new(len(of))
+        start = self.flows.new(len(of))
         chosen = [f.reshape(-1)[place] for f in (gain, *rest)]
-        self.blocks.append(Scaling(start, of, chosen[0], chosen[1] if rest else None, eps, normalises))
+        self.flows.blocks.append(Scaling(start, of, chosen[0], chosen[1] if rest else None, eps, normalises))
         return (start + back).reshape(shape)
 
     def _batch_norm(self, args: Any, flow: Tensor) -> Tensor:
@@ -372,9 +275,9 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
         def numbers(value: Any) -> Any:
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 return value
-            flow = self._flow(value)
+            flow = self.flows.of(value)
             # A constant beside activations (a class token) is as from outside.
-            flow = self._source(value) if flow is None else flow
+            flow = self.flows.source(value) if flow is None else flow
             return flow.double().expand(value.shape)
 
         options = {k: v for k, v in kwargs.items() if k in ("dim", "start", "end", "step")}
@@ -383,23 +286,7 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
         if name == "constant_pad_nd":
             args = (args[0], args[1], 0)  # unit 0 is nothing
         moved = getattr(aten, name)(*tree_map(numbers, args), **options)
-        return [_compact(t.long()) for t in tree_leaves(moved)]
-
-    def _added(self, flows: list[Tensor], dims: int) -> Tensor:
-        """Elementwise of several: one unit for each pair that differs, made by both; a unit with itself stays one."""
-        first, *others = (f.reshape([1] * (dims - f.dim()) + list(f.shape)) for f in flows)
-        for other in others:
-            shape = torch.broadcast_shapes(first.shape, other.shape)
-            left, right = torch.minimum(first, other).reshape(-1), torch.maximum(first, other).reshape(-1)
-            pairs, back = torch.unique(left * self.units + right, return_inverse=True)
-            left, right = pairs // self.units, pairs % self.units
-            same = left == right
-            into = torch.arange(len(pairs))
-            left = torch.where(same, 0, left)  # unit 0 is nothing
-            edges = torch.cat([into[left != 0], into]), torch.cat([left[left != 0], right])
-            joined = self._join(len(pairs), *edges, torch.ones(len(edges[0]), dtype=torch.float64))
-            first = torch.where(same, right, joined)[back].reshape(shape)
-        return first
+        return [compact(t.long()) for t in tree_leaves(moved)]
 
     def _reduced(
         self, args: Any, kwargs: Any, flow: Tensor, source: Tensor, out: Tensor, rest: list[Tensor]
@@ -417,11 +304,3 @@ class _Tracer(TorchDispatchMode):  # type: ignore[misc]
         if out.dim() != source.dim() - len(dims):
             return None
         return [flow.squeeze(tuple(dims)), *rest]
-
-
-def _compact(flow: Tensor) -> Tensor:
-    """With size 1 for every dimension along which nothing changes."""
-    for dim, size in enumerate(flow.shape):
-        if size > 1 and bool((flow == flow.narrow(dim, 0, 1)).all()):
-            flow = flow.narrow(dim, 0, 1)
-    return flow.clone()
