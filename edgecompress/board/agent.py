@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from edgecompress_agent import wire
 
-from edgecompress.board import bundle
+from edgecompress.board import bundle, device_python
 from edgecompress.board.transport import (
     DeviceError,
     LinkLost,
@@ -35,7 +35,6 @@ from edgecompress.errors import UserError
 T = TypeVar("T")
 Record = TypeVar("Record")
 
-OLDEST_PYTHON = (3, 8)
 VERB_S = 60.0
 LINK_LOST = "link lost"
 """How a notice of `Agent.again` begins."""
@@ -176,19 +175,12 @@ class Agent:
 
     def _check_python(self) -> None:
         """UserError when the interpreter is missing or too old, which the agent itself may be unable to say."""
-        program = "import sys; print('%d.%d' % tuple(sys.version_info[:2]))"
-        done = self.again(lambda t: t.run([self.python, "-c", program]))
-        version = done.stdout.decode("ascii", errors="replace").strip().rpartition("\n")[2]
-        try:
-            major, minor = (int(part) for part in version.split("."))
-        except ValueError:
-            said = readable(done.stderr, 300)
-            raise UserError(
-                f"no Python at {self.python!r} ({said})", where=self.profile.name, fix=python_hint(self.profile)
-            ) from None
-        if (major, minor) < OLDEST_PYTHON:
-            what = f"{self.python} there is Python {major}.{minor}; the agent needs {OLDEST_PYTHON[0]}.{OLDEST_PYTHON[1]} or newer"
-            raise UserError(what, where=self.profile.name, fix=python_hint(self.profile))
+        asked = self.again(lambda t: t.run([self.python, "-c", device_python.ASK_VERSION]))
+        version = device_python.version_of(asked)
+        if version is None:
+            raise device_python.absent(self.profile, self.python, readable(asked.stderr, 300))
+        if version < device_python.OLDEST:
+            raise device_python.too_old(self.profile, self.python, "{}.{}".format(*version))
 
     def setup_hint(self) -> str:
         """What to do when the device lacks an engine."""
@@ -243,16 +235,6 @@ def engine_hint(profile: DeviceProfile) -> str:
     if profile.transport == "local":
         return "Install it here: pip install 'edgecompress[tflite]'"
     return f"Install it there: {command('setup', profile.name)}"
-
-
-def python_hint(profile: DeviceProfile) -> str:
-    """What to do when a device has no Python for the agent."""
-    if profile.transport == "local":
-        return "Change python in the device profile, or leave it out."
-    return (
-        "Install a Python ≥ 3.8 there (sudo apt install python3 python3-venv) or set python in the profile, then: "
-        f"{command('setup', profile.name)}"
-    )
 
 
 def open_agent(profile: DeviceProfile) -> Agent:

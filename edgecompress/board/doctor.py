@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator
 from edgecompress_agent import sensor_check, wire
 from edgecompress_agent.survey_record import Survey
 
-from edgecompress.board import survey
+from edgecompress.board import device_python, survey
 from edgecompress.board.agent import engine_hint, interpreter
 from edgecompress.board.health import Check, health
 from edgecompress.board.link import Link, need_host_key
@@ -125,7 +125,7 @@ def _board(profile: DeviceProfile, transport: Transport) -> Iterator[Check]:
     python = profile.python or "python3" if home is None else interpreter(profile, transport, root, home)
     try:
         seen = survey.look(profile, transport, python, root)
-    except survey.OldPython as error:
+    except device_python.OldPython as error:
         yield from (files, Check("python", False, error.what, error.fix))
         what = survey.kernel(transport)
         if what is not None:

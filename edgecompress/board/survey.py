@@ -7,7 +7,6 @@ open), and Python runs it from /proc/PID/fd/N: what doctor reports is what a mea
 from __future__ import annotations
 
 import json
-import re
 import time
 import zlib
 from dataclasses import dataclass
@@ -15,16 +14,14 @@ from dataclasses import dataclass
 from edgecompress_agent import wire
 from edgecompress_agent.survey_record import Survey
 
-from edgecompress.board import bundle
-from edgecompress.board.agent import OLDEST_PYTHON, last_json, python_hint
+from edgecompress.board import bundle, device_python
+from edgecompress.board.agent import last_json
 from edgecompress.board.transport import Completed, DeviceError, Transport, cleaned, readable
 from edgecompress.device_profile import DeviceProfile
-from edgecompress.errors import UserError
 
 _SURVEY_S = 200.0
 """Every engine is imported once, all at once: tensorflow takes a minute on a slow card."""
 _QUESTIONS = 3
-_VERSION = "import sys; print('%d.%d' % tuple(sys.version_info[:2]))"
 _CLOCK = "import time; print(repr(time.time()))"
 
 _FROM_MEMORY = """
@@ -57,14 +54,10 @@ class Offset:
     uncertain_s: float
 
 
-class OldPython(UserError):
-    """The interpreter there is none, or too old for the agent."""
-
-
 def look(profile: DeviceProfile, transport: Transport, python: str, root: str, *, engines: bool = True) -> Survey:
     """One survey. root: the agent's directory there, whether it exists or not. engines: whether they are imported.
 
-    OldPython: there is no Python, or one older than 3.8. DeviceError: it answers nothing of use. LinkLost.
+    device_python.OldPython: there is no Python, or one older than 3.8. DeviceError: it answers nothing of use. LinkLost.
     """
     request: dict[str, object] = {"engines": engines}
     if profile.meter_at == "device":
@@ -73,7 +66,7 @@ def look(profile: DeviceProfile, transport: Transport, python: str, root: str, *
     done = transport.run(argv, zlib.compress(bundle.build()[0], 9), _SURVEY_S)
     answer = last_json(done.stdout)
     if isinstance(answer, dict) and list(answer) == ["python"]:
-        raise _too_old(profile, python, str(answer["python"]))
+        raise device_python.too_old(profile, python, str(answer["python"]))
     if isinstance(answer, dict) and isinstance(answer.get("error"), str):
         raise DeviceError(f"{profile.name}: {readable(answer['error'], 1000)}")
     if done.status != 0 or answer is None:
@@ -85,21 +78,15 @@ def look(profile: DeviceProfile, transport: Transport, python: str, root: str, *
 
 
 def _no_answer(profile: DeviceProfile, transport: Transport, python: str, done: Completed) -> Exception:
-    asked = transport.run([python, "-c", _VERSION])  # without -I, which Python 2 does not know
-    version = asked.stdout.decode("ascii", "replace").strip().rpartition("\n")[2]
-    if asked.status == 0 and re.fullmatch(r"\d+\.\d+", version):
-        if tuple(map(int, version.split("."))) < OLDEST_PYTHON:
-            return _too_old(profile, python, version)
+    asked = transport.run([python, "-c", device_python.ASK_VERSION])
+    version = device_python.version_of(asked)
+    if version is not None:
+        if version < device_python.OLDEST:
+            return device_python.too_old(profile, python, "{}.{}".format(*version))
         said = readable(done.stderr, 1000) or readable(done.stdout, 300) or "nothing"
         return DeviceError(f"{profile.name}: the look at it ended with status {done.status} and said: {said}")
     said = readable(done.stderr, 300) or readable(asked.stdout, 100) or f"status {asked.status}"
-    return OldPython(f"no Python at {python!r} ({said})", where=profile.name, fix=python_hint(profile))
-
-
-def _too_old(profile: DeviceProfile, python: str, version: str) -> OldPython:
-    oldest = ".".join(map(str, OLDEST_PYTHON))
-    what = f"{python} there is Python {readable(version, 20)}; the agent needs {oldest} or newer"
-    return OldPython(what, where=profile.name, fix=python_hint(profile))
+    return device_python.absent(profile, python, said)
 
 
 def clock_offset(transport: Transport, python: str) -> Offset | None:
