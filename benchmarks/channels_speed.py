@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgecompress import cost, measurement, models, operators, rounds, stats
+from edgecompress import cost, measurement, models, operators, stats
 from edgecompress.board.session import Session, connect
 from edgecompress.compress import channels
 from edgecompress.compress.contract import Context, parse_params
@@ -117,9 +117,10 @@ def measure(
 ) -> dict[str, list[float]]:
     """Latency in ms of each file in each round."""
     taken: dict[str, list[float]] = defaultdict(list)
-    for number, name in rounds.order(list(files), count):
-        tell(f"round {number + 1} of {count}: {name}")
-        taken[name].append(bench.latency_ms(files[name], SECONDS))
+    for number in range(count):
+        for name in files if number % 2 == 0 else reversed(files):
+            tell(f"round {number + 1} of {count}: {name}")
+            taken[name].append(bench.latency_ms(files[name], SECONDS))
     return taken
 
 
