@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -138,7 +138,7 @@ def versions(*packages: str) -> dict[str, str | None]:
     return found
 
 
-def make_plan(study: StudySpec, devices: dict[str, Device], *, agent_sha256: str) -> Plan:
+def make_plan(study: StudySpec, devices: Mapping[str, Device], *, agent_sha256: str) -> Plan:
     """The plan of a study on these devices (name → profile or pool)."""
     data_key = content_key(
         "data", study.data.model_dump(mode="json"), data.fingerprint(study.data), study.seed, code_hash(["data"])
@@ -187,7 +187,7 @@ def _chain(
     baseline: ModelNode,
     steps: tuple[Step, ...],
     study: StudySpec,
-    devices: dict[str, Device],
+    devices: Mapping[str, Device],
     agent_sha256: str,
     *,
     where: str,
@@ -211,7 +211,7 @@ def _chain(
     return tuple(chain)
 
 
-def _device_of_step(method: str, named: str | None, devices: dict[str, Device], where: str) -> str:
+def _device_of_step(method: str, named: str | None, devices: Mapping[str, Device], where: str) -> str:
     if named is None:
         return next(iter(devices))
     if named not in devices:
