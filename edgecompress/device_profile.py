@@ -25,9 +25,11 @@ def _printable(text: str) -> str:
     return text
 
 
-_SSH_ONLY = ("host", "port", "user", "identity_file", "known_hosts", "ssh_config")
-"""Fields of a profile for this transport only; `user` is serial's too."""
-_SERIAL_ONLY = ("serial_port", "baud", "password_env")
+CONNECTION = {
+    "ssh": ("host", "port", "user", "identity_file", "known_hosts", "ssh_config"),
+    "serial": ("serial_port", "baud", "user", "password_env"),
+}
+"""Transport → fields of a profile that say how it reaches the device."""
 
 _ENGINES: dict[Literal["onnx", "tflite"], Literal["onnxruntime", "litert"]] = {
     "onnx": "onnxruntime",
@@ -119,10 +121,10 @@ class DeviceProfile(Spec):
         needed = {"local": None, "ssh": "host", "serial": "serial_port"}[self.transport]
         if needed is not None and getattr(self, needed) is None:
             raise ValueError(f"transport {self.transport} needs {needed!r}")
-        for transport, keys in (("serial", _SERIAL_ONLY), ("ssh", _SSH_ONLY)):
-            shared = ("user",) if self.transport == "serial" else ()
-            foreign = [k for k in keys if getattr(self, k) is not None and k not in shared]
-            if foreign and self.transport != transport:
+        own = CONNECTION.get(self.transport, ())
+        for transport, keys in CONNECTION.items():
+            foreign = [k for k in keys if getattr(self, k) is not None and k not in own]
+            if foreign:
                 raise ValueError(f"{', '.join(foreign)} need{'s' if len(foreign) == 1 else ''} transport: {transport}")
         if self.meter_at == "host" and self.sensor == "none":
             raise ValueError("meter_at: host needs a sensor")
