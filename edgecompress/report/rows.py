@@ -12,12 +12,13 @@ from zlib import crc32
 from edgecompress_agent import wire
 
 from edgecompress import stats
+from edgecompress.device_profile import CONNECTION
 from edgecompress.records import Artifact, Failure, Measurement, ModelRecord, to_json
 from edgecompress.report import comparing, energies, fields, findings, profiles
 from edgecompress.report.comparing import Entry, Row
 
 NOT_SCORED = "not scored: the study says score_on: none"
-CONNECTION_KEYS = ("host", "port", "user", "identity_file", "known_hosts", "ssh_config")
+CONNECTION_KEYS = frozenset(key for keys in CONNECTION.values() for key in keys)
 """How a device is reached is nobody's business who is sent a report."""
 
 ArtifactKey = tuple[str, str, str | None]

@@ -402,7 +402,8 @@ def test_int8_files_are_found_by_the_activation_type_of_the_devices_profile() ->
 def test_how_a_device_is_reached_is_not_in_the_report() -> None:
     report = case.report_input()
     profile = {**report.devices["local"], "transport": "ssh", "host": "10.9.8.7", "user": "erika", "port": 2222,
-               "identity_file": "/home/erika/.ssh/id", "known_hosts": "/home/erika/k", "ssh_config": "/home/erika/c"}  # fmt: skip
+               "identity_file": "/home/erika/.ssh/id", "known_hosts": "/home/erika/k", "ssh_config": "/home/erika/c",
+               "serial_port": "/dev/serial/by-id/erika", "password_env": "PASSWORD_OF_erika"}  # fmt: skip
     text = json.dumps(rows.document(dataclasses.replace(report, devices={"local": profile})))
     assert "10.9.8.7" not in text
     assert "erika" not in text
