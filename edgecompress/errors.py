@@ -25,6 +25,11 @@ class StepFailed(Exception):
     """A step of a study that was asked for rightly and could not be done: recorded with this reason, the others go on."""
 
 
+def without_name(name: str, problem: object) -> str:
+    """What is wrong with a device, for a sentence that has named it already."""
+    return str(problem).removeprefix(f"{name}: ")
+
+
 def near_misses(name: str, choices: Iterable[str]) -> str:
     """A sentence for an unknown name: the nearest choices first, then all of them."""
     choices = sorted(choices)

@@ -78,10 +78,8 @@ def _workdir(base: Path) -> Workdir:
     return Workdir(
         path=str(base),
         nearest=str(nearest),
-        writable=nearest.is_dir() and os.access(str(nearest), os.W_OK | os.X_OK),
-        read_only=disk is not None and bool(disk.f_flag & os.ST_RDONLY),
         free_bytes=None if disk is None else disk.f_bavail * disk.f_frsize,
-        complaint=private.complaint(str(base), mend=False),
+        complaint=private.complaint(str(base), mend=False) or private.unwritable(str(base)),
     )
 
 

@@ -12,13 +12,11 @@ from edgecompress_agent.wire import Conditions, EngineFound, SensorReading
 class Workdir:
     """The agent's directory, which may not be there yet. nearest: it, or the directory above it that is.
 
-    complaint: why it must not be used although it could be. read_only: its file system is mounted so.
+    complaint: why it cannot or must not be used.
     """
 
     path: str
     nearest: str
-    writable: bool
-    read_only: bool
     free_bytes: Optional[int]
     complaint: Optional[str]
 

@@ -1,7 +1,7 @@
 """`device doctor`: everything that a measurement on a device needs, in one table, before anything is copied to it.
 
-Each line has a name that stays. A red one says what is wrong and names what mends it; a line that is well may carry advice. Lines
-that could not be looked at, because an earlier one is red, are left out.
+Each line has a name that stays. A red one says what is wrong and names what mends it; a line that is well may carry advice, and a
+warning says what will be missing. Lines that could not be looked at, because an earlier one is red, are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edgecompress_agent.survey_record import Survey
 
 from edgecompress.board import device_python, survey
 from edgecompress.board.agent import engine_hint, interpreter
-from edgecompress.board.health import Check, health
+from edgecompress.board.health import BUSY, Check, health
 from edgecompress.board.link import Link, need_host_key
 from edgecompress.board.route import resolve
 from edgecompress.board.transport import (
@@ -29,7 +29,7 @@ from edgecompress.board.transport import (
     readable,
 )
 from edgecompress.device_profile import DeviceProfile
-from edgecompress.errors import StepFailed, UserError
+from edgecompress.errors import StepFailed, UserError, without_name
 
 _GROUP_COMMAND = re.compile(r"sudo usermod -aG [\w-]+ [\w.-]+")
 _CLOCK_RED_S, _CLOCK_ADVICE_S = 60.0, 2.0
@@ -46,9 +46,11 @@ def doctor(profile: DeviceProfile) -> Iterator[Check]:
         if transport is not None:
             yield from _board(profile, transport)
     except LinkLost as error:
-        yield Check("link", False, str(error), f"Try again: {command('doctor', profile.name)}")
+        yield Check("link", False, without_name(profile.name, error), f"Try again: {command('doctor', profile.name)}")
     except DeviceError as error:
-        yield Check("answers", False, str(error), f"Try by hand what it says: {_by_hand(profile)}")
+        yield Check(
+            "answers", False, without_name(profile.name, error), f"Try by hand what it says: {_by_hand(profile)}"
+        )
     finally:
         if transport is not None:
             transport.close()
@@ -64,7 +66,9 @@ def _way_in(profile: DeviceProfile) -> Generator[Check, None, Transport | None]:
         yield Check("reachable", False, error.what, error.fix)
         return None
     except (LinkLost, StepFailed) as error:
-        yield Check("reachable", False, str(error), "Is it on, and connected as the profile says?")
+        yield Check(
+            "reachable", False, without_name(profile.name, error), "Is it on, and connected as the profile says?"
+        )
         return None
     console = f"a helper runs on its console, {profile.serial_port} at {profile.baud_rate} baud"
     yield Check("reachable", True, "this machine" if profile.transport == "local" else console)
@@ -97,7 +101,7 @@ def _ssh_in(profile: DeviceProfile) -> Generator[Check, None, Transport | None]:
         fix = f"Is it on, and are host and port right? Try: {_by_hand(profile)}"
         if step == "user":
             fix = "Set user and identity_file in the device profile: a server lets only so many keys be tried."
-        yield Check(step, False, str(error), fix)
+        yield Check(step, False, without_name(profile.name, error), fix)
     link.close()
     return None
 
@@ -119,7 +123,7 @@ def _board(profile: DeviceProfile, transport: Transport) -> Iterator[Check]:
             raise DeviceError(f"says that its home directory is {readable(home, 80)!r}")
         files = Check("files", True, f"can be sent; home is {home}")
     except DeviceError as error:
-        home, files = None, Check("files", False, str(error), _SFTP)
+        home, files = None, Check("files", False, without_name(profile.name, error), _SFTP)
     # the device's own Python expands `~` where the home directory is not known
     root = profile.workdir if home is None else on_device(profile.workdir, home, where=profile.name)
     python = profile.python or "python3" if home is None else interpreter(profile, transport, root, home)
@@ -154,14 +158,6 @@ def _workdir(profile: DeviceProfile, seen: Survey) -> Check:
     if place.complaint is not None:
         what, _, fix = place.complaint.rpartition(": ")
         return Check("workdir", False, what, f"On the device: {fix}")
-    if place.read_only:
-        mount = f"$(df --output=target {shlex.quote(place.nearest)} | tail -1)"
-        fix = f"On the device: sudo mount -o remount,rw {mount}; or set workdir"
-        return Check("workdir", False, f"{place.path}: its file system is mounted read-only", fix)
-    if not place.writable:
-        what = f"{seen.user} cannot write to {place.nearest}"
-        fix = f"On the device: sudo chown {shlex.quote(seen.user)} {shlex.quote(place.nearest)}; or set workdir"
-        return Check("workdir", False, what, fix)
     free, needed = place.free_bytes, _ROOM_BYTES if has_engines or seen.measuring else _ROOM_BYTES + _ENGINES_BYTES
     if free is not None and free < needed:
         what = f"{place.path}: {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB needed"
@@ -174,7 +170,7 @@ def _workdir(profile: DeviceProfile, seen: Survey) -> Check:
 def _engines(profile: DeviceProfile, seen: Survey) -> Iterator[Check]:
     for file_type, name in sorted(profile.engines.items()):
         if seen.measuring:
-            yield Check(f"engine {name}", True, "not looked at: a job is measuring there now")
+            yield Check(f"engine {name}", True, f"not looked at: {BUSY}")
             continue
         found = seen.engines.get(name)
         if found is None or found.version is None:
@@ -196,7 +192,7 @@ def sensor_line(profile: DeviceProfile, seen: Survey) -> Check:
     if profile.meter_at == "host":
         found, where = sensor_check.check(profile.sensor, profile.sensor_options), f"{profile.sensor} at this machine"
     elif seen.measuring:
-        return Check("sensor", True, f"{profile.sensor}: not looked at: a job is measuring there now")
+        return Check("sensor", True, f"{profile.sensor}: not looked at: {BUSY}")
     else:
         found, where = seen.sensor or wire.SensorReading(), profile.sensor
     if found.info is None or found.power_uw is None:
@@ -208,7 +204,11 @@ def sensor_line(profile: DeviceProfile, seen: Survey) -> Check:
             if asked
             else f"{profile.sensor} in docs/sensors.md; or sensor: none in the device profile, where energy is not wanted."
         )
-        return Check("sensor", found.busy, f"{where}: {reason}", "" if found.busy else fix)
+        if found.busy:
+            return Check("sensor", True, f"{where}: {reason}")
+        if profile.sensor == "auto" and found.info is None:  # no sensor was asked for by name
+            return Check("sensor", True, f"{where}: {reason}; energy is not measured", fix, warning=True)
+        return Check("sensor", False, f"{where}: {reason}", fix)
     info = found.info
     detail = f"{found.power_uw / 1e6:.3f} W now; a value every {1e3 * info.interval_s:.3g} ms"
     scope = profile.scope if info.scope == "as-wired" and profile.scope else info.scope

@@ -18,6 +18,7 @@ _HOT_C, _WARM_C = 80, 75
 _THROTTLED_BITS = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
 """`vcgencmd get_throttled` of a Raspberry Pi: bits 0 to 3 now, 16 to 19 since boot."""
 
+BUSY = "a job, or `device setup`, has the board now"
 _HOLD_CLOCKS = (
     "Clocks that move add noise; to hold them: echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor "
     "(Jetson: sudo jetson_clocks)."
@@ -26,12 +27,16 @@ _HOLD_CLOCKS = (
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. ok False: measurements will fail or be wrong. fix: what to do; with ok True, advice."""
+    """One thing that was looked at. ok False: measurements will fail or be wrong. fix: what to do; with ok True, advice.
+
+    warning: ok, but something that was asked for will be missing.
+    """
 
     name: str
     ok: bool
     detail: str
     fix: str = ""
+    warning: bool = False
 
 
 def health(profile: DeviceProfile, seen: Survey) -> Iterator[Check]:
@@ -100,7 +105,7 @@ def _load(seen: Survey) -> Check:
     """What else runs: over about a second before the engines were tried."""
     now, cpus = seen.conditions, seen.conditions.cpus_online or 1
     if seen.measuring:
-        return Check("load", True, "a job is measuring there now")
+        return Check("load", True, BUSY)
     used = seen.others_cpus if seen.others_cpus is not None else sum(p.cpus for p in seen.processes)
     said = f"{max(used, 0.0):.2f} of {cpus} CPUs in use by others"
     if now.load_1m is not None:
