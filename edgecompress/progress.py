@@ -23,7 +23,7 @@ class Progress(Protocol):
     def say(self, text: str) -> None: ...
 
 
-class _SilentTask:
+class SilentTask:
     def advance(self, steps: float = 1) -> None:
         pass
 
@@ -39,7 +39,7 @@ class Silent:
 
     @contextmanager
     def task(self, label: str, total: float | None) -> Iterator[Task]:
-        yield _SilentTask()
+        yield SilentTask()
 
     def say(self, text: str) -> None:
         pass

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from edgecompress.device_profile import DeviceProfile
-from edgecompress.errors import StepFailed, UserError
+from edgecompress.errors import StepFailed, UserError, without_name
 from edgecompress.pools import Device, DevicePool, members_of
 from edgecompress.progress import Progress
 
@@ -24,6 +24,7 @@ class Sessions:
     def __init__(self, devices: Mapping[str, Device], progress: Progress) -> None:
         self._devices, self._progress = devices, progress
         self._open: dict[tuple[str, str], Session] = {}
+        self._told: set[tuple[str, str]] = set()
 
     def get(self, device: str, profile: DeviceProfile) -> Session:
         """The session with a board of a device. UserError, StepFailed (OutOfReach): as `connect`, which is tried once."""
@@ -52,7 +53,7 @@ class Sessions:
             try:
                 return self.get(device, profile)
             except StepFailed as error:
-                self._progress.say(f"warning: {device}: {error}")
+                self._progress.say(f"warning: {device}: {without_name(device, error)}")
         return self.get(device, profiles[-1])
 
     def close(self) -> None:
@@ -60,7 +61,8 @@ class Sessions:
             self.drop(device, board)
 
     def check(self, devices: Sequence[str], *, skip_absent: bool) -> None:
-        """Reach every board of these devices. UserError, with all that is wrong, where a device cannot be used.
+        """Reach every board of these devices, and bring the agent there. UserError, with all that is wrong, where a device cannot
+        be used: not reached, or nothing can be written to its workdir, or it has no Python for the agent.
 
         A pool goes on without boards that are away, with a warning; skip_absent: so does the run without devices that are.
         What a person has to mend (a host key, a login) always ends it.
@@ -74,9 +76,11 @@ class Sessions:
         for name in devices:
             away = {b: e for (n, b), e in errors.items() if n == name and isinstance(e, StepFailed)}
             if len(away) == len(members_of(self._devices[name])):
-                absent.append(UserError("; ".join(map(str, away.values())), where=f"device {name}", fix=_FIX))
+                said = "; ".join(without_name(name, error) for error in away.values())
+                absent.append(UserError(said, where=f"device {name}", fix=_FIX))
             else:
-                for error in away.values():
+                for board, error in away.items():
+                    self._told.add((name, board))
                     self._progress.say(f"warning: {name} goes on without one of its boards: {error}")
             refused += self._unlike(name)
         if skip_absent:
@@ -84,9 +88,14 @@ class Sessions:
                 self._progress.say(f"warning: {problem.where} is away: {problem.what}")
         _raise(refused + ([] if skip_absent else absent))
 
+    def told_away(self, device: str, board: str) -> bool:
+        """Whether `check` said that a pool goes on without this board."""
+        return (device, board) in self._told
+
     def _reach(self, device: str, profile: DeviceProfile) -> UserError | StepFailed | None:
         try:
             session = self.get(device, profile)
+            session.bring()
             if isinstance(self._devices[device], DevicePool):
                 session.hello()
         except (UserError, StepFailed) as error:

@@ -30,7 +30,7 @@ from edgecompress.board.transport import (
     readable,
 )
 from edgecompress.device_profile import DeviceProfile
-from edgecompress.errors import UserError
+from edgecompress.errors import UserError, without_name
 
 T = TypeVar("T")
 Record = TypeVar("Record")
@@ -76,9 +76,8 @@ class Agent:
         UserError: no Python there that is new enough. OutOfReach, DeviceError: what keeps the agent from answering.
         """
         if self._hello is None or fresh:
-            self.refuse_shared(self.python)
+            self.bring()
             try:
-                self.bring()
                 found = self.ask(wire.Hello, "hello", timeout_s=_HELLO_S)
                 whole = found.agent_sha256 == self._sha256
             except DeviceError:
@@ -92,12 +91,18 @@ class Agent:
         return self._hello
 
     def bring(self) -> None:
-        """Bring the agent's file to the device, unless it is there. UserError: others can write to its directory there."""
-        self.refuse_shared(self.python)
-        self.again(lambda t: self._put(t, force=False))
+        """Bring the agent's file to the device, unless it is there. UserError: its directory there cannot or must not be used."""
+        self.refuse_workdir(self.python)
+        try:
+            self.again(lambda t: self._put(t, force=False))
+        except DeviceError as error:
+            fix = f"See what is wrong with it: {command('doctor', self.profile.name)}; or set workdir in the device profile."
+            what = f"nothing can be put into its workdir: {without_name(self.profile.name, error)}"
+            raise UserError(what, where=self.profile.name, fix=fix) from None
 
-    def refuse_shared(self, python: str) -> None:
-        """Before anything is written to the agent's directory there, or run from it: UserError when others can write to it."""
+    def refuse_workdir(self, python: str) -> None:
+        """Before anything is written to the agent's directory there, or run from it: UserError when others can write to it, or
+        this user cannot."""
         if self._private:
             return
         answer = self._answer("check of its directory", [python, "-I", "-c", bundle.source("private.py"), self.root])

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgecompress.board.agent import Agent
+from edgecompress.board.environment import Installation
 from edgecompress.board.serial_transport import told
-from edgecompress.board.transport import DeviceError, readable
+from edgecompress.board.transport import readable
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.progress import Progress, furthest
 
@@ -25,8 +26,6 @@ _OLDEST_GLIBC = 5
 _LEGACY = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
 """What the wheels of these versions of glibc 2 were called before PEP 600."""
 _DOWNLOAD_S = 3600.0
-_INSTALL_S = 3600.0
-_REMOVE = "import shutil, sys; shutil.rmtree(sys.argv[1], ignore_errors=True)"
 _INSTALLED = """
 import sys
 try:
@@ -112,13 +111,8 @@ def has(agent: Agent, python: str, packages: Sequence[str]) -> bool:
     return there.status == 0 and there.stdout.strip().endswith(b"True")
 
 
-def install(agent: Agent, python: str, packages: Sequence[str], wheels: Sequence[Path], progress: Progress) -> None:
-    """Bring the wheels to the board and install them into the environment of `python`. Nothing is sent when it has them.
-
-    DeviceError: pip there refused; the wheels are then removed, so that the next try sends them anew.
-    """
-    if has(agent, python, packages):
-        return
+def send(agent: Agent, wheels: Sequence[Path], progress: Progress) -> list[Installation]:
+    """Bring the wheels to the board, those that are not there; what pip is then to do."""
     if agent.profile.transport == "serial":
         progress.say(told(sum(w.stat().st_size for w in wheels), agent.profile.baud_rate))
     folder = f"{agent.root}/wheels"
@@ -131,14 +125,9 @@ def install(agent: Agent, python: str, packages: Sequence[str], wheels: Sequence
                 agent.send(wheel, remote, furthest(bar))
     listed = f"{folder}/requirements.txt"
     agent.again(lambda t: t.put(requirements(wheels).encode(), listed))
-    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet", "--no-index"]
-    pip += ["--find-links", folder]
-    try:
+    source = ("--no-index", "--find-links", folder)
+    return [
         # The pip that comes with an old Python does not know today's names of wheels: its own wheel first.
-        for arguments in (["--upgrade", "pip"], ["--no-deps", "--require-hashes", "-r", listed]):
-            done = agent.again(lambda t, arguments=arguments: t.run([*pip, *arguments], None, _INSTALL_S))  # type: ignore[misc]
-            if done.status:
-                said = readable(done.stderr, 800) or f"exit status {done.status}, no message"
-                raise DeviceError(f"{agent.profile.name}: pip there could not install the wheels from here: {said}")
-    finally:
-        agent.again(lambda t: t.run([python, "-c", _REMOVE, folder]))
+        Installation("pip from its wheel", (*source, "--upgrade", "pip")),
+        Installation("the wheels from here", (*source, "--no-deps", "--require-hashes", "-r", listed)),
+    ]

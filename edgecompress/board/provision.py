@@ -9,9 +9,10 @@ import json
 import re
 from collections.abc import Callable
 
+from edgecompress.board import environment
 from edgecompress.board.agent import Agent, open_agent
 from edgecompress.board.engine_wheels import OLDER, PACKAGES, WHEELS, WHEELS_ARMV7, BoardPython, wheels
-from edgecompress.board.offline import collect, has, install
+from edgecompress.board.offline import collect, has, send
 from edgecompress.board.transport import Completed, DeviceError, command, readable
 from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed, UserError
@@ -22,9 +23,7 @@ _FACTS = (
     "import sys, json, struct, platform;"
     "print(json.dumps([list(sys.version_info[:2]), platform.machine(), 8 * struct.calcsize('P'), platform.libc_ver()]))"
 )
-_CHOSEN = "venv/older-versions"
-_VENV_S = 600.0
-_PIP_S = 3600.0
+_CHOSEN = "older-versions"
 
 
 def setup(
@@ -34,38 +33,44 @@ def setup(
 
     An engine whose import fails there gives way to an older version, which later setups keep. offline: the device has no network;
     wheels are collected on this machine and brought there. dry_run: nothing is written, here or there; the lines say what would be.
-    UserError: a person has to install something there, or the profile names a Python of its own. StepFailed: it broke.
+    No job begins there meanwhile, and an interrupt here ends what is under way there. UserError: a job or another setup has the
+    board, a person has to install something there, or the profile names a Python of its own. StepFailed: it broke.
     """
     where = profile.name
     check_own_python(profile)
     agent = open_agent(profile)
     try:
-        with progress.task(f"setting up {profile.name}", total=4) as task:
+        with progress.task(f"setting up {profile.name}", total=3) as task:
             agent.notice = task.describe
             task.describe("looking for Python")
             base = find_python(agent, where)
-            agent.refuse_shared(base.command)
+            agent.refuse_workdir(base.command)
             packages = _fitting(agent, wheels(base, where=where))
             task.advance()
             if dry_run:
                 return _would(agent, base, packages, offline=offline)
-            task.describe("making an environment")
-            python = _environment(agent, base, where)
-            packages = _fitting(agent, wheels(base, where=where))  # one made anew remembers nothing
-            task.advance()
 
             def put_in(wanted: tuple[str, ...]) -> None:
-                task.describe("installing " + ", ".join(wanted))
-                if not offline:
-                    return _install(agent, python, wanted)
-                found = collect(wanted, machine=base.machine, python=base.version, glibc=base.glibc, where=where)
-                return install(agent, python, wanted, found, progress)
+                names = ", ".join(wanted)
+                if offline:
+                    task.describe(f"making the environment {agent.root}/venv")
+                    python = environment.make(agent, base)
+                    if has(agent, python, wanted):
+                        return
+                    task.describe(f"collecting wheels of {names}")
+                    found = collect(wanted, machine=base.machine, python=base.version, glibc=base.glibc, where=where)
+                    sent = send(agent, found, progress)
+                    task.describe(f"installing {names}")
+                    environment.make(agent, base, sent, wheels=True)
+                else:
+                    task.describe(f"making the environment {agent.root}/venv, installing {names}")
+                    _install(agent, base, wanted)
 
             put_in(packages)
-            _need_numpy(agent, python, packages, where)
             task.advance()
+            agent.python = f"{agent.root}/venv/bin/python"
+            _need_numpy(agent, packages)
             task.describe("trying the engines")
-            agent.python = python
             lines = _try(agent, packages, put_in)
             task.advance()
     finally:
@@ -132,7 +137,7 @@ def _fitting(agent: Agent, packages: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _remember(agent: Agent, chosen: str) -> None:
-    """Beside what makes the environment, so that it is forgotten with it."""
+    """Until the environment is removed."""
     name = chosen.partition("==")[0]
     try:
         kept = agent.again(lambda t: t.get(f"{agent.root}/{_CHOSEN}", 4096)).decode("ascii", "replace").split()
@@ -145,7 +150,8 @@ def _remember(agent: Agent, chosen: str) -> None:
 def _would(agent: Agent, base: BoardPython, packages: tuple[str, ...], *, offline: bool) -> list[str]:
     """What setup would do now, in sentences."""
     python = f"{agent.root}/venv/bin/python"
-    there = _fits(agent, python, base)
+    unfinished = agent.again(lambda t: t.exists(f"{agent.root}/venv-unfinished"))
+    there = not unfinished and _fits(agent, python, base)
     version = f"Python {base.version[0]}.{base.version[1]} on {readable(base.machine, 40)}"
     lines = [f"{version} ({base.command})"]
     lines.append(f"{agent.root}/venv: is there and stays" if there else f"{agent.root}/venv: would be made")
@@ -182,26 +188,6 @@ def find_python(agent: Agent, where: str) -> BoardPython:
     return found[0]
 
 
-def _environment(agent: Agent, base: BoardPython, where: str) -> str:
-    """The environment's interpreter; made, or made anew when it does not work or is of another Python."""
-    folder = f"{agent.root}/venv"
-    python = f"{folder}/bin/python"
-    if _fits(agent, python, base):
-        return python
-    agent.again(lambda t: t.mkdirs(agent.root))
-    # numpy has no wheel for armv7l: the distribution's has to be seen from inside
-    extra = ["--system-site-packages"] if base.machine == "armv7l" else []
-    done = _run(agent, [base.command, "-m", "venv", "--clear", *extra, folder], _VENV_S)
-    if done.status != 0:
-        version = f"{base.version[0]}.{base.version[1]}"
-        raise UserError(
-            f"{base.command} cannot make a virtual environment: {_said(done)}",
-            where=where,
-            fix=f"Install it there: sudo apt install python3-venv (or python{version}-venv), then run this again.",
-        )
-    return python
-
-
 def _fits(agent: Agent, python: str, base: BoardPython) -> bool:
     """Whether this interpreter is one of the base's version, and has pip."""
     there = _run(agent, [python, "-c", "import sys, pip; print('%d.%d' % tuple(sys.version_info[:2]))"], 60.0)
@@ -215,31 +201,26 @@ def _glibc(libc: list[str]) -> tuple[int, int] | None:
     return (int(found.group(1)), int(found.group(2))) if found else None
 
 
-def _install(agent: Agent, python: str, packages: tuple[str, ...]) -> None:
-    pip = [python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet"]
-    # The pip that comes with an old Python does not know today's names of wheels.
-    for arguments in (["--upgrade", "pip"], ["--only-binary=:all:", *packages]):
-        done = _run(agent, [*pip, *arguments], _PIP_S)
-        if done.status != 0:
-            raise DeviceError(
-                f"{agent.profile.name}: pip could not install {' '.join(arguments[1:])}: {_said(done)}. "
-                f"Without a network on the board: {command('setup', agent.profile.name, '--offline')}"
-            )
+def _install(agent: Agent, base: BoardPython, packages: tuple[str, ...]) -> None:
+    pip = [
+        # The pip that comes with an old Python does not know today's names of wheels.
+        environment.Installation("pip", ("--upgrade", "pip")),
+        environment.Installation(" ".join(packages), ("--only-binary=:all:", *packages)),
+    ]
+    try:
+        environment.make(agent, base, pip)
+    except environment.PipFailed as error:
+        hint = command("setup", agent.profile.name, "--offline")
+        raise DeviceError(f"{error}. Without a network on the board: {hint}") from None
 
 
-def _need_numpy(agent: Agent, python: str, packages: tuple[str, ...], where: str) -> None:
-    if (
-        not any(p.startswith("numpy") for p in packages)
-        and _run(agent, [python, "-c", "import numpy"], 60.0).status != 0
-    ):
-        raise UserError(
-            "it has no numpy", where=where, fix="Install it there: sudo apt install python3-numpy, then run this again."
-        )
+def _need_numpy(agent: Agent, packages: tuple[str, ...]) -> None:
+    if any(p.startswith("numpy") for p in packages):
+        return
+    if _run(agent, [agent.python, "-c", "import numpy"], 60.0).status != 0:
+        fix = "Install it there: sudo apt install python3-numpy, then run this again."
+        raise UserError("it has no numpy", where=agent.profile.name, fix=fix)
 
 
 def _run(agent: Agent, argv: list[str], timeout_s: float) -> Completed:
     return agent.again(lambda t: t.run(argv, None, timeout_s))
-
-
-def _said(done: Completed) -> str:
-    return readable(done.stderr, 800) or readable(done.stdout, 800) or f"exit status {done.status}, no message"

@@ -67,6 +67,10 @@ class Session:
         """See `Agent.hello`."""
         return self._agent.hello()
 
+    def bring(self) -> None:
+        """See `Agent.bring`."""
+        self._agent.bring()
+
     def measure(
         self, job: wire.Job, blobs: Mapping[str, Path], progress: Progress = SILENT, label: str = ""
     ) -> wire.Result:
@@ -215,7 +219,8 @@ class Session:
                     return status
                 waiting = status.state == "waiting"
                 running_since = now if waiting else running_since
-                task.describe("another job has the board" if waiting else readable(status.phase or "running", 60))
+                taken = "another job, or `device setup`, has the board"
+                task.describe(taken if waiting else readable(status.phase or "running", 60))
             fraction = max(shown, _fraction(status, now - asked_at))
             task.advance(fraction - shown)
             shown = fraction

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgecompress.errors import StepFailed, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,10 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = arguments.verb(arguments)
         sys.stdout.flush()
         return status
-    except UserError as error:
-        return _complain(f"edgecompress: {error}", 2, arguments.verbose)
-    except StepFailed as error:
-        return _complain(f"edgecompress: {error}", 1, arguments.verbose)
+    except (UserError, StepFailed) as error:
+        return complain(error, arguments.verbose)
     except KeyboardInterrupt:
         hint = " What is done is kept; the same command goes on from there." if arguments.resumable else ""
         return _complain(f"edgecompress: interrupted.{hint}", 130, arguments.verbose)
@@ -37,6 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone (`| head`): nothing more to say, also not at the interpreter's exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def complain(error: UserError | StepFailed, verbose: bool) -> int:
+    """Say what is wrong; the exit status that it has."""
+    from edgecompress.errors import UserError
+
+    return _complain(f"edgecompress: {error}", 2 if isinstance(error, UserError) else 1, verbose)
 
 
 def _complain(message: str, status: int, verbose: bool) -> int:

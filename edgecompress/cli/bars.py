@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from edgecompress.progress import Progress, Silent, Task
+from edgecompress.progress import Progress, Silent, SilentTask, Task
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
+def progress(*, steps: bool = False) -> Iterator[Progress]:
+    """steps: where there is no terminal, every task and what it is at is a line, for a verb that has few of them."""
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield _Steps() if steps else _Lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -41,6 +42,23 @@ class _Lines(Silent):
     def say(self, text: str) -> None:
         sys.stderr.write(f"{text}\n")  # in one piece: several boards may have something to say at once
         sys.stderr.flush()
+
+
+class _Steps(_Lines):
+    @contextmanager
+    def task(self, label: str, total: float | None) -> Iterator[Task]:
+        yield _StepTask(self, label)
+
+
+class _StepTask(SilentTask):
+    def __init__(self, lines: _Lines, label: str) -> None:
+        self._lines, self._label, self._last = lines, label, ""
+        lines.say(label)
+
+    def describe(self, text: str) -> None:
+        if text != self._last:
+            self._lines.say(f"{self._label}: {text}")
+            self._last = text
 
 
 class _Bars:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
+from edgecompress.cli import complain
 from edgecompress.cli.bars import progress
 from edgecompress.device_profile import DeviceProfile
-from edgecompress.errors import UserError
+from edgecompress.errors import StepFailed, UserError
+from edgecompress.pools import Device, DevicePool, members_of, read_device_or_pool
 from edgecompress.studyfile import read_device, shipped_profiles
 
 
@@ -25,19 +28,43 @@ def _named(name: str) -> DeviceProfile:
     return read_device(name, where="device")
 
 
+def _each(device: Device, arguments: argparse.Namespace, act: Callable[[DeviceProfile], int]) -> int:
+    """Do it for the board, or for each one of a pool, of which one that fails does not keep the others: the worst exit status."""
+    if isinstance(device, DeviceProfile):
+        return act(device)
+    worst = 0
+    for number, profile in enumerate(members_of(device)):
+        if not getattr(arguments, "json", False):
+            print(f"{'' if number == 0 else chr(10)}{profile.name}", flush=True)
+        try:
+            status = act(profile)
+        except (UserError, StepFailed) as error:
+            status = complain(error, arguments.verbose)
+        worst = max(worst, status)
+    return worst
+
+
 def device_doctor(arguments: argparse.Namespace) -> int:
     from edgecompress.board.doctor import doctor, document
 
-    profile, checks = _named(arguments.device), []
-    for check in doctor(profile):
-        checks.append(check)
-        if not arguments.json:
-            print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<18} {check.detail}", flush=True)
-            if check.fix:
-                print(f"{'':<25}→ {check.fix}", flush=True)
+    device, documents = read_device_or_pool(arguments.device, where="device"), []
+
+    def look(profile: DeviceProfile) -> int:
+        checks = []
+        for check in doctor(profile):
+            checks.append(check)
+            if not arguments.json:
+                mark = "FAIL" if not check.ok else "warn" if check.warning else "ok  "
+                print(f"{mark}  {check.name:<18} {check.detail}", flush=True)
+                if check.fix:
+                    print(f"{'':<25}→ {check.fix}", flush=True)
+        documents.append(document(profile, checks))
+        return 0 if all(check.ok for check in checks) else 1
+
+    status = _each(device, arguments, look)
     if arguments.json:
-        print(json.dumps(document(profile, checks), indent=1))
-    return 0 if all(check.ok for check in checks) else 1
+        print(json.dumps(documents if isinstance(device, DevicePool) else documents[0], indent=1))
+    return status
 
 
 def device_trust(arguments: argparse.Namespace) -> int:
@@ -53,23 +80,28 @@ def device_trust(arguments: argparse.Namespace) -> int:
             )
         return input("Pin this key? [y/N] ").strip().lower() in ("y", "yes")
 
-    for line in trust(_named(arguments.device), confirm):
-        print(line)
-    return 0
+    def pin(profile: DeviceProfile) -> int:
+        for line in trust(profile, confirm):
+            print(line)
+        return 0
+
+    return _each(read_device_or_pool(arguments.device, where="device"), arguments, pin)
 
 
 def device_setup(arguments: argparse.Namespace) -> int:
     from edgecompress.board.devices import remove, setup
 
-    profile = _named(arguments.device)
-    with progress() as bars:
-        if arguments.remove:
-            lines = remove(profile, dry_run=arguments.dry_run)
-        else:
-            lines = setup(profile, progress=bars, offline=arguments.offline, dry_run=arguments.dry_run)
-    for line in lines:
-        print(line)
-    return 0
+    def prepare(profile: DeviceProfile) -> int:
+        with progress(steps=True) as bars:
+            if arguments.remove:
+                lines = remove(profile, dry_run=arguments.dry_run)
+            else:
+                lines = setup(profile, progress=bars, offline=arguments.offline, dry_run=arguments.dry_run)
+        for line in lines:
+            print(line, flush=True)
+        return 0
+
+    return _each(read_device_or_pool(arguments.device, where="device"), arguments, prepare)
 
 
 def device_channels(arguments: argparse.Namespace) -> int:

@@ -169,9 +169,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         ("setup", "Make a Python environment with the engines in the device's workdir."),
     ):
         action = verb(name, text, "devices", within=actions)
-        action.add_argument("device", metavar="D")
+        action.add_argument("device", metavar="D", help="a device, or a pool: each of its boards")
         if name == "doctor":
-            action.add_argument("--json", action="store_true", help="print the table as JSON")
+            action.add_argument(
+                "--json", action="store_true", help="print the table as JSON; of a pool, a list of tables"
+            )
         if name == "trust":
             action.add_argument(
                 "--yes", action="store_true", help="pin without asking (compare the fingerprint yourself)"

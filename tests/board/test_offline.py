@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from edgecompress.board import offline
+from edgecompress.board import environment, offline
 from edgecompress.board.agent import open_agent
+from edgecompress.board.engine_wheels import BoardPython
 from edgecompress.board.transport import DeviceError
 from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed, UserError
@@ -81,33 +82,31 @@ def test_wheels_of_the_boards_machine_python_and_glibc_are_collected_once(index:
 def test_installed_by_hash_and_nothing_left_behind(
     local_profile: DeviceProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    python = str(venv / "bin" / "python")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     wheels = [
         make_wheel(tmp_path / "w", "engine", "1.5", "py3-none-any", needs="part"),
         make_wheel(tmp_path / "w", "part", "2", "py3-none-any"),
     ]
     agent = open_agent(local_profile)
-    sent = Path(agent.root) / "wheels"
+    sent, base = Path(agent.root) / "wheels", BoardPython(sys.executable, PYTHON, "x86_64")
+    python = environment.make(agent, base)
+    assert not offline.has(agent, python, ["engine==1.5"])
 
-    def install(packages: list[str], wheels: list[Path]) -> None:
-        offline.install(agent, python, packages, wheels, SILENT)
+    def install(wheels: list[Path]) -> None:
+        environment.make(agent, base, offline.send(agent, wheels, SILENT), wheels=True)
 
-    install(["engine==1.5"], wheels)
+    install(wheels)
     shown = subprocess.run(
         [python, "-c", "import engine, part; print(engine.version, part.version)"], capture_output=True, text=True
     )
     assert shown.stdout == "1.5 2\n" and not sent.exists()
-    (tmp_path / "w" / "engine-1.5-py3-none-any.whl").unlink()
-    install(["engine==1.5"], wheels)  # it has it: nothing is read, nothing sent
+    assert offline.has(agent, python, ["engine==1.5"]) and not offline.has(agent, python, ["engine==1.6"])
     newer = make_wheel(tmp_path / "w", "engine", "1.6", "py3-none-any")
     make_wheel(sent, "engine", "1.6", "py3-none-any", needs="another")  # what lies there under its name is another one
-    with pytest.raises(DeviceError, match="pip there could not install"):
-        install(["engine==1.6"], [newer])
+    with pytest.raises(DeviceError, match="pip there could not install the wheels from here"):
+        install([newer])
     assert not sent.exists()
-    install(["engine==1.6"], [newer])
+    install([newer])
     agent.close()
 
 

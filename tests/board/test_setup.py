@@ -1,18 +1,25 @@
-"""`device setup` against a real server with wheels made on the spot: an engine that crashes, --dry-run, --remove, --offline."""
+"""`device setup` against a real server with wheels made on the spot: an engine that crashes, --dry-run, --remove, --offline, an
+interrupt, and others at work on the board."""
 
 from __future__ import annotations
 
 import ensurepip
 import fcntl
 import shutil
+import signal
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from edgecompress.board import engine_wheels, provision
 from edgecompress.board.devices import remove, setup
+from edgecompress.cli import main
 from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import StepFailed, UserError
 from tests.board.loopback import Sshd
@@ -46,10 +53,21 @@ def board(
     for table in (engine_wheels.WHEELS, provision.WHEELS):
         monkeypatch.setitem(table, (sys.version_info.major, sys.version_info.minor), PACKAGES)
     monkeypatch.setitem(engine_wheels.OLDER, "onnxruntime==99.2", ("onnxruntime==99.1", "onnxruntime==99.0"))
+    return ssh_profile(make_sshd(served(pip)), python=None)
+
+
+def served(environment: dict[str, str]) -> str:
+    """Of an sshd whose commands have this environment, and the Python that runs this as theirs."""
     here = Path(sys.executable).resolve().parent
-    there = " ".join(f"{name}={value}" for name, value in {"PATH": f"{here}:/usr/bin:/bin", **pip}.items())
-    server = make_sshd(f"Subsystem sftp internal-sftp\nSetEnv {there}")
-    return ssh_profile(server, python=None)
+    there = " ".join(f"{name}={value}" for name, value in {"PATH": f"{here}:/usr/bin:/bin", **environment}.items())
+    return f"Subsystem sftp internal-sftp\nSetEnv {there}"
+
+
+def written(folder: Path, profile: DeviceProfile) -> str:
+    """The profile as a file."""
+    file = folder / f"{profile.name}.yaml"
+    file.write_text(yaml.safe_dump(profile.model_dump(mode="json", exclude_unset=True)))
+    return str(file)
 
 
 @pytest.mark.parametrize("offline", [False, True])
@@ -95,7 +113,75 @@ def test_remove_is_setup_undone(board: DeviceProfile, tmp_path: Path) -> None:
             remove(board)
         assert (root / "venv").is_dir()
     assert remove(board)[:2] == [f"{root}/venv: removed", f"{root}/wheels: removed"]
-    assert sorted(p.name for p in root.iterdir()) == ["blobs", "jobs"] and (tmp_path / "index").is_dir()
+    assert sorted(p.name for p in root.iterdir()) == ["blobs", "jobs", "lock"] and (tmp_path / "index").is_dir()
     assert remove(board) == [f"nothing to remove under {root}"]
     with pytest.raises(UserError, match="names its Python"):
         remove(board.model_copy(update={"python": "python3"}))
+
+
+def test_a_board_that_others_have_is_left_alone(board: DeviceProfile) -> None:
+    root = Path(board.workdir)
+    root.mkdir(mode=0o700)
+    with (root / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for deal in (setup, remove, lambda p: setup(p, offline=True)):
+            with pytest.raises(UserError, match=r"^board: the board is taken: .*fuser -v") as refused:
+                deal(board)
+            assert "Wait for it" in refused.value.fix
+    assert [p.name for p in root.iterdir()] == ["lock"], "nothing was made, and no wheel sent"
+
+
+def test_an_interrupt_ends_pip_there_and_the_next_setup_mends_it(
+    board: DeviceProfile, make_sshd: Callable[..., Sshd], ssh_profile: Callable[..., DeviceProfile], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as index:  # one that takes every question and answers none
+        slow = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": f"http://127.0.0.1:{index.getsockname()[1]}/"}
+        profile = ssh_profile(make_sshd(served({**slow, "PIP_CONFIG_FILE": "/dev/null"})), python=None)
+        command = [sys.executable, "-m", "edgecompress", "device", "setup", written(tmp_path, profile)]
+        before = signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # in the background of a shell they are ignored
+        begun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0)
+        signal.signal(signal.SIGINT, before)
+        index.settimeout(120)
+        asked, _ = index.accept()
+        assert pips_of(profile)
+        with pytest.raises(UserError, match=r"taken: `device setup` of .*@.* has had it for \d+ s"):
+            remove(profile)
+        begun.send_signal(signal.SIGINT)
+        _, said = begun.communicate(timeout=30)
+        asked.close()
+    assert begun.returncode == 130 and "interrupted" in said and "setting up board: making the environment" in said
+    until = time.monotonic() + 20
+    while pips_of(profile):
+        assert time.monotonic() < until, "pip goes on there"
+        time.sleep(0.1)
+    assert (Path(board.workdir) / "venv-unfinished").exists()
+    assert f"{board.workdir}/venv: would be made" in setup(board, dry_run=True)
+    assert any(line.startswith("onnxruntime 99.0") for line in setup(board))
+
+
+def pips_of(profile: DeviceProfile) -> list[str]:
+    """The processes that run pip of this board's environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if words[0].startswith(profile.workdir) and "pip" in words:
+            found.append(process.name)
+    return found
+
+
+def test_a_workdir_that_cannot_be_made_is_said_before_anything_is_done(
+    board: DeviceProfile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    below = board.model_copy(update={"workdir": f"{tmp_path}/file/below"})
+    assert main(["device", "setup", written(tmp_path, below), "--dry-run"]) == 2
+    out = capsys.readouterr()
+    assert "setting up board: looking for Python" in out.err, "plain lines where there is no terminal"
+    assert "would be" not in out.out
+    assert f"{tmp_path}/file/below cannot be made: {tmp_path}/file is not a directory\n" in out.err
+    assert f"On the device: mv {tmp_path}/file {tmp_path}/file.old, or set another workdir" in out.err
