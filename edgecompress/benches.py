@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgecompress import measurement
 from edgecompress.compress.contract import Benches, asked_of_device
 from edgecompress.device_profile import DeviceProfile
-from edgecompress.errors import StepFailed, UserError
+from edgecompress.errors import StepFailed, UserError, without_name
 from edgecompress.on_device import DeviceBench
 from edgecompress.progress import SILENT, Progress
 from edgecompress.study import Step
@@ -32,7 +32,7 @@ def check_before(device: str, format: str, session: Callable[[str], Session], *,
             found.check_sensor()
     except StepFailed as error:
         fix = "Switch it on, or let the step measure on another device."
-        raise UserError(str(error), where=f"device {device}", fix=fix) from error
+        raise UserError(without_name(device, error), where=f"device {device}", fix=fix) from error
     return found
 
 

@@ -10,13 +10,25 @@ from edgecompress_agent.errors import AgentError
 from pydantic import AfterValidator, Field, model_validator
 
 from edgecompress.activations import for_this_machine
-from edgecompress.study import Spec, StudyPath
+from edgecompress.study import NAME, Spec, StudyPath
 
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.~/@+][A-Za-z0-9_.~/@+ -]*$")]
-Host = Annotated[str, Field(pattern=r"^[\w:.][\w:.%-]*$")]
+_VARIABLE, _PROVIDER = r"^[A-Za-z_][A-Za-z0-9_]*$", r"^[A-Za-z][A-Za-z0-9_]*$"
+_PLACE, _HOST, _USER = r"^[A-Za-z0-9_.~/@+][A-Za-z0-9_.~/@+ -]*$", r"^[\w:.][\w:.%-]*$", r"^[\w.][\w.@+-]*$"
+WRITTEN = {
+    NAME: "must be letters, digits, '.', '_' and '-', and begin with a letter or digit",
+    _VARIABLE: "must be the name of an environment variable: letters, digits and '_'",
+    _PROVIDER: "must be the name of an execution provider: letters, digits and '_'",
+    _PLACE: "must be letters, digits, spaces and the signs . _ ~ / @ + -, and begin with neither space nor '-'",
+    _HOST: "must be one host name, address or alias: letters, digits and the signs . _ : % -, without spaces",
+    _USER: "must be one user's name: letters, digits and the signs . _ @ + -, without spaces",
+}
+"""Pattern of a text → what it says, in words."""
+
+Word = Annotated[str, Field(pattern=_PLACE)]
+Host = Annotated[str, Field(pattern=_HOST)]
 """Of a name, an address (`fe80::1%eth0`) or an alias: what a ProxyCommand may put into a shell's line for %h. User: for %r."""
-User = Annotated[str, Field(pattern=r"^[\w.][\w.@+-]*$")]
-Provider = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+User = Annotated[str, Field(pattern=_USER)]
+Provider = Annotated[str, Field(pattern=_PROVIDER)]
 
 
 def _printable(text: str) -> str:
@@ -40,7 +52,7 @@ _ENGINES: dict[Literal["onnx", "tflite"], Literal["onnxruntime", "litert"]] = {
 class DeviceProfile(Spec):
     """A board, or this machine: how to reach it, which Python and engines it has, what reads its power."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME)
     board: Annotated[str, AfterValidator(_printable)] | None = Field(
         default=None, description="what it is, in words, for the report"
     )
@@ -69,7 +81,7 @@ class DeviceProfile(Spec):
     )
     password_env: str | None = Field(
         default=None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        pattern=_VARIABLE,
         description="serial: environment variable with the password; default: it is asked for on the terminal",
     )
     python: Word | None = Field(

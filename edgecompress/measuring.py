@@ -18,7 +18,7 @@ from edgecompress.board.transport import OutOfReach
 from edgecompress.board_line import BoardLine, Overall
 from edgecompress.dealing import Deal, Stopped
 from edgecompress.device_profile import DeviceProfile
-from edgecompress.errors import StepFailed, UserError
+from edgecompress.errors import StepFailed, UserError, without_name
 from edgecompress.plan import Plan, Variant
 from edgecompress.pools import Device, members_of
 from edgecompress.progress import Progress
@@ -177,13 +177,16 @@ class Measuring:
         try:
             self._sessions.get(lane.device, member)
         except (StepFailed, UserError) as error:
-            return self._leaves(lane, member, line, error)
+            return self._leaves(lane, member, line, error, told=self._sessions.told_away(lane.device, member.name))
         return False
 
-    def _leaves(self, lane: _Lane, member: DeviceProfile, line: BoardLine, trouble: Exception) -> bool:
+    def _leaves(
+        self, lane: _Lane, member: DeviceProfile, line: BoardLine, trouble: Exception, *, told: bool = False
+    ) -> bool:
         if not lane.deal.leave(member.name):
             return False
-        line.say(f"{lane.device} goes on without it: {str(trouble).splitlines()[0]}")
+        if not told:
+            line.say(f"{lane.device} goes on without it: {_first_line(member, trouble)}")
         lane.board_ended()
         return True
 
@@ -252,7 +255,7 @@ class Measuring:
             self._steps.do(step, label, Round, made, needs=needs, raises=(_Elsewhere,))
         except _Elsewhere as error:
             lane.earlier[variant] = str(error)
-            line.say(f"{what}: failed here, tried on another board: {str(error).splitlines()[0]}")
+            line.say(f"{what}: failed here, tried on another board: {_first_line(member, error)}")
             lane.deal.give_back(board, variant)
         else:
             if step in self._steps.failed:
@@ -272,6 +275,10 @@ class Measuring:
             if is_open and step not in self._steps.failed:
                 for stage, key in made_of:
                     self._dir.discard(stage, key)
+
+
+def _first_line(member: DeviceProfile, trouble: Exception) -> str:
+    return without_name(member.name, trouble).splitlines()[0]
 
 
 def _place(profile: DeviceProfile) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
-from edgecompress.study import Spec
-from edgecompress.studyfile import device_file, read_device, read_yaml, validate
+from edgecompress.study import NAME, Spec
+from edgecompress.studyfile import DEVICE_EXAMPLE, device_file, read_device, read_yaml, validate
 
 ALIKE = ("engines", "providers", "int8_activations", "cpus", "sensor", "meter_at", "scope", "battery_wh")
 """Fields of a profile in which the boards of a pool must be equal: with another value a figure would mean something else. How
@@ -26,7 +26,7 @@ a board is reached, where its Python and workdir are, and how its own sensor is 
 class PoolSpec(Spec):
     """A pool as its file writes it."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=NAME)
     board: str | None = Field(default=None, description="what they are, in words, for the report")
     pool: tuple[str, ...] = Field(min_length=1, description="the boards: files of profiles, or names of shipped ones")
 
@@ -74,7 +74,7 @@ def document_of(device: Device) -> dict[str, Any]:
 def read_device_or_pool(name_or_file: str, *, base: Path | None = None, where: str = "") -> Device:
     """A device of a study: as `read_device`, or a pool. UserError for a pool that is none, with what is wrong in it."""
     path = device_file(name_or_file, base=base, where=where)
-    raw = read_yaml(path)
+    raw = read_yaml(path, example=DEVICE_EXAMPLE)
     if "pool" not in raw:
         return read_device(name_or_file, base=base, where=where)
     spec = validate(PoolSpec, raw, where=str(path), base=path.resolve().parent)
@@ -84,7 +84,7 @@ def read_device_or_pool(name_or_file: str, *, base: Path | None = None, where: s
         if not file.exists():
             fix = "Its members are profiles of boards, relative to the pool's file."
             raise UserError(f"pool: {member} is not there", where=str(path), fix=fix)
-        if "pool" in read_yaml(file):
+        if "pool" in read_yaml(file, example=DEVICE_EXAMPLE):
             raise UserError(f"pool: {member} is a pool itself", where=str(path), fix="Name its boards here.")
         members.append(read_device(member, base=path.resolve().parent, where=str(path)))
     return make_pool(spec.name, members, board=spec.board, where=str(path))

@@ -33,6 +33,9 @@ StudyPath = Annotated[Path, AfterValidator(_resolve)]
 
 ExistingPath = Annotated[Path, AfterValidator(_resolve), AfterValidator(_existing)]
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Pattern of the names that become part of file names."""
+
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -266,7 +269,7 @@ class MeasureSpec(Spec):
 class StudySpec(Spec):
     """A study: one model, one dataset, recipes, export formats, devices, how to measure."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run directory")
+    name: str = Field(pattern=NAME, description="names the run directory")
     seed: int = Field(default=0, ge=0, lt=2**32, description="of every random choice")
     model: ModelSpec
     data: DataSpec

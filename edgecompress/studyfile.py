@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from edgecompress.device_profile import DeviceProfile
+from edgecompress.device_profile import WRITTEN, DeviceProfile
 from edgecompress.errors import UserError, near_misses
 from edgecompress.study import StudySpec
 
@@ -36,8 +36,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, environment variables filled in. UserError names the file, line and column."""
+DEVICE_EXAMPLE = "profiles/devices/raspberry-pi-5.yaml"
+
+
+def read_yaml(path: Path, *, example: str = "profiles/studies/quickstart.yaml") -> dict[str, Any]:
+    """The mapping in a YAML file, environment variables filled in. UserError names the file, line and column. example: such a file,
+    for who has none."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -54,9 +58,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"not valid YAML: {error}", where=str(path), fix="Mend the file.") from None
     if not isinstance(value, dict):
-        raise UserError(
-            "must be a mapping of keys to values", where=str(path), fix="See profiles/studies/quickstart.yaml."
-        )
+        what = ("is empty, and " if value is None else "") + "must be a mapping of keys to values"
+        raise UserError(what, where=str(path), fix=f"See {example}.")
     return {str(k): _environment(v, f"{path}: {k}") for k, v in value.items()}
 
 
@@ -123,7 +126,7 @@ _PLAIN = {"tuple_type": "Input should be a list", "dict_type": "Input should be 
 """YAML's words for what Python calls otherwise."""
 
 
-def _messages(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+def _messages(error: ValidationError, model: type[BaseModel], also: tuple[str, ...]) -> Iterator[str]:
     for detail in error.errors(include_url=False):
         location = detail["loc"]
         key = ""
@@ -135,7 +138,11 @@ def _messages(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
         message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
         message = _PLAIN.get(detail["type"], message)
         if detail["type"] == "extra_forbidden":
-            message = f"unknown key. {near_misses(str(location[-1]), _fields_at(model, location[:-1]))}"
+            known = [*_fields_at(model, location[:-1]), *(also if len(location) == 1 else ())]
+            message = f"unknown key. {near_misses(str(location[-1]), known)}"
+        elif detail["type"] == "string_pattern_mismatch":
+            allowed = WRITTEN.get(detail["ctx"]["pattern"], f"must match {detail['ctx']['pattern']}")
+            message = f"{allowed}, not {detail['input']!r}"
         elif detail["type"] == "too_short":
             least = detail["ctx"]["min_length"]
             message = f"needs at least {least} item{'s' if least > 1 else ''}"
@@ -165,12 +172,15 @@ def _fields_at(model: Any, location: tuple[Any, ...]) -> list[str]:
     return list(getattr(model, "model_fields", {}))
 
 
-def validate(model: type[SpecT], value: dict[str, Any], *, where: str, base: Path) -> SpecT:
-    """The value as `model`, relative paths under `base`. UserError: one line for each mistake, with the file and the key."""
+def validate(model: type[SpecT], value: dict[str, Any], *, where: str, base: Path, also: tuple[str, ...] = ()) -> SpecT:
+    """The value as `model`, relative paths under `base`. UserError: one line for each mistake, with the file and the key.
+
+    also: keys that would have made it something else, which a wrong one may have meant.
+    """
     try:
         return model.model_validate(value, context={"base": base})
     except ValidationError as error:
-        lines = list(_messages(error, model))
+        lines = list(_messages(error, model, also))
         raise UserError("\n".join([lines[0], *(f"{where}: {line}" for line in lines[1:])]), where=where) from None
 
 
@@ -207,10 +217,10 @@ def device_file(name_or_file: str, *, base: Path | None = None, where: str = "")
 def read_device(name_or_file: str, *, base: Path | None = None, where: str = "") -> DeviceProfile:
     """A device profile by its shipped name, or from a file (relative to `base`, default the current directory)."""
     path = device_file(name_or_file, base=base, where=where)
-    raw = read_yaml(path)
+    raw = read_yaml(path, example=DEVICE_EXAMPLE)
     if "pool" in raw:
         boards = ", ".join(map(str, raw["pool"])) if isinstance(raw["pool"], list) else "see its file"
         raise UserError(
             "is a pool of boards, and one board is needed here", where=str(path), fix=f"Name one of them: {boards}."
         )
-    return validate(DeviceProfile, raw, where=str(path), base=path.resolve().parent)
+    return validate(DeviceProfile, raw, where=str(path), base=path.resolve().parent, also=("pool",))

@@ -122,11 +122,14 @@ class Link:
         raise self._refused(hop, tried)
 
     def _refused(self, hop: Hop, tried: list[str]) -> UserError:
+        key = shlex.quote(str(hop.identities[0])) if hop.identities else ""
+        make = f"ssh-keygen -f {key}" if key else "ssh-keygen"
+        copy = f"ssh-copy-id {f'-i {key} ' if key else ''}-p {hop.port} {hop.user}@{hop.host}"
         return UserError(
             f"no key was accepted for {hop.user}@{hop} ({'; '.join(tried) or 'there is no key'})",
             where=self._device,
-            fix=f"Make a key (ssh-keygen) and copy it there (ssh-copy-id -p {hop.port} {hop.user}@{hop.host}), load an "
-            "encrypted one into the agent (ssh-add), or set user and identity_file in the device profile.",
+            fix=f"Make a key, if there is none ({make}), and copy it there ({copy}), load an encrypted one into the agent "
+            "(ssh-add), or set user and identity_file in the device profile.",
         )
 
     def _keys(self, hop: Hop, tried: list[str]) -> Iterator[tuple[str, PKey]]:

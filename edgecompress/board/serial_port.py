@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import select
 from contextlib import suppress
 from pathlib import Path
@@ -78,5 +81,10 @@ def _refused(profile: DeviceProfile, path: str, error: Exception) -> UserError:
             "Set baud in the device profile to what its console has.",
         )
     else:
-        what, fix = f"{path} cannot be used as a serial port: {text}", "Set serial_port in the device profile."
+        # pyserial keeps the number in its text only, and says it twice
+        number = re.search(r"Errno (\d+)|\((\d+),", text)
+        code = int(number[1] or number[2]) if number else None
+        none = code in (errno.ENOTTY, errno.EISDIR)
+        why = "it is none" if none else os.strerror(code) if code else text
+        what, fix = f"{path} cannot be used as a serial port: {why}", "Set serial_port in the device profile."
     return UserError(what, where=profile.name, fix=fix)

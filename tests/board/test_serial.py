@@ -254,8 +254,9 @@ def test_ports_that_cannot_be_opened(console: MakeLine, serial_profile: MakeProf
         SerialTransport(serial_profile(line, serial_port=tmp_path / "ttyUSB5"))
     assert "serial_port" in absent.value.fix
     (tmp_path / "file").write_text("no port")
-    with pytest.raises(UserError, match="cannot be used as a serial port"):
-        SerialTransport(serial_profile(line, serial_port=tmp_path / "file"))
+    for none in (tmp_path / "file", tmp_path, Path("/dev/null")):
+        with pytest.raises(UserError, match=f"^board: {none} cannot be used as a serial port: it is none\n"):
+            SerialTransport(serial_profile(line, serial_port=none))
     transport = SerialTransport(serial_profile(line))
     with pytest.raises(UserError, match="in use by another program"):
         SerialTransport(serial_profile(line))

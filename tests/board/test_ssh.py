@@ -104,7 +104,7 @@ def test_no_key_that_is_accepted(
     ]:
         with pytest.raises(UserError, match="no key was accepted") as caught:
             SshTransport(ssh_profile(identity_file=file))
-        assert reason in caught.value.what and "ssh-copy-id" in caught.value.fix
+        assert reason in caught.value.what and f"ssh-copy-id -i {file} -p " in caught.value.fix
 
 
 def test_an_agent_that_does_not_answer_ends_in_a_message(

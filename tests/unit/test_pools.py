@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,50 @@ def test_where_one_board_is_needed_a_pool_says_which_there_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pool_of(tmp_path, write(tmp_path, "a"), write(tmp_path, "b"))
-    assert main(["device", "doctor", str(tmp_path / "pool.yaml")]) == 2
+    assert main(["device", "channels", str(tmp_path / "pool.yaml")]) == 2
     assert "is a pool of boards" in (said := capsys.readouterr().err) and "a.yaml, b.yaml" in said
+
+
+def test_a_verb_about_a_device_is_done_for_every_board_of_a_pool(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = {"host": "127.0.0.1", "known_hosts": "none", "ssh_config": "config"}
+    (tmp_path / "config").touch()
+    pool_of(tmp_path, write(tmp_path, "a", port=1, **away), write(tmp_path, "b", port=2, **away))
+    file = str(tmp_path / "pool.yaml")
+    assert main(["device", "doctor", file]) == 1
+    assert [line for line in capsys.readouterr().out.splitlines() if line in ("a", "b")] == ["a", "b"]
+    assert main(["device", "doctor", file, "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert [(table["device"], table["ok"]) for table in told] == [("a", False), ("b", False)]
+    for verb in (["trust", file], ["setup", file], ["setup", file, "--remove"]):
+        assert main(["device", *verb]) == 1
+        said = capsys.readouterr().err
+        assert "a: 127.0.0.1:1 cannot be reached" in said and "b: 127.0.0.1:2 cannot be reached" in said
+    pool_of(tmp_path, "a.yaml", write(tmp_path, "b", port=2, **away, python="python3"))
+    assert main(["device", "setup", file]) == 2, "the worst"
+
+
+def test_what_was_meant_for_a_pool_or_a_profile(tmp_path: Path) -> None:
+    def refused(text: str) -> str:
+        (tmp_path / "d.yaml").write_text(text)
+        with pytest.raises(UserError) as error:
+            read_device_or_pool("d.yaml", base=tmp_path)
+        return str(error.value)
+
+    assert "pools: unknown key. Did you mean 'pool'" in refused("{name: d, pools: [a.yaml]}")
+    assert "is empty" in (said := refused("")) and "profiles/devices/" in said and "studies" not in said
+    said = refused("{name: d, transport: ssh, host: a b}")
+    assert "host: must be one host name, address or alias" in said and "not 'a b'" in said and "^" not in said
+    for key, bad in (
+        ("name", "-"),
+        ("user", "a b"),
+        ("python", "a;b"),
+        ("password_env", "A B"),
+        ("providers", "[a-b]"),
+    ):
+        said = refused(f"{{name: d, {key}: {bad}}}" if key != "name" else f"{{name: '{bad}'}}")
+        assert "must be" in said and "pattern" not in said and "^" not in said, said
 
 
 def test_a_board_may_join_and_nothing_is_measured_again(tmp_path: Path) -> None:
