@@ -428,15 +428,22 @@ def test_a_provider_that_is_not_there(local_profile: DeviceProfile, job: wire.Jo
         session.measure(dataclasses.replace(job, providers=("NoSuchExecutionProvider",)), blobs)
 
 
+def left_behind(profile: DeviceProfile, job: wire.Job, result: bytes) -> Path:
+    """The folder of a job on the board that has a result, as if an earlier run had been killed before it collected it."""
+    folder = Path(profile.workdir) / "jobs" / job.job_id
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_bytes(wire.encode(job))
+    (folder / "result.json").write_bytes(result)
+    return folder
+
+
 def test_an_old_job_of_this_id_with_other_contents_is_not_collected(
     local_profile: DeviceProfile, job: wire.Job, blobs: dict[str, Path]
 ) -> None:
-    folder = Path(local_profile.workdir) / "jobs" / job.job_id
     with connect(local_profile) as session:
         session.hello()
-        folder.mkdir(parents=True)
-        (folder / "job.json").write_bytes(wire.encode(dataclasses.replace(job, threads=2)))
-        (folder / "result.json").write_bytes(wire.encode(wire.Result(job.job_id, "0" * 64, "failed", reason="old")))
+        old = wire.Result(job.job_id, "0" * 64, "failed", reason="old")
+        left_behind(local_profile, dataclasses.replace(job, threads=2), wire.encode(old))
         assert session.measure(job, blobs).status == "ok"
 
 
@@ -444,12 +451,9 @@ def test_an_old_job_of_this_id_with_other_contents_is_not_collected(
 def test_a_result_that_is_none_is_refused_and_measured_anew_when_asked_again(
     local_profile: DeviceProfile, job: wire.Job, blobs: dict[str, Path], result: bytes
 ) -> None:
-    folder = Path(local_profile.workdir) / "jobs" / job.job_id
     with connect(local_profile) as session:
         session.hello()
-        folder.mkdir(parents=True)
-        (folder / "job.json").write_bytes(wire.encode(job))
-        (folder / "result.json").write_bytes(result)
+        folder = left_behind(local_profile, job, result)
         with pytest.raises(DeviceError, match="its result is not one"):
             session.measure(job, blobs)
         assert not folder.exists()
@@ -458,13 +462,10 @@ def test_a_result_that_is_none_is_refused_and_measured_anew_when_asked_again(
 def test_what_a_result_says_cannot_reach_the_terminal_raw(
     local_profile: DeviceProfile, job: wire.Job, blobs: dict[str, Path]
 ) -> None:
-    folder = Path(local_profile.workdir) / "jobs" / job.job_id
     with connect(local_profile) as session:
         session.hello()
-        folder.mkdir(parents=True)
-        (folder / "job.json").write_bytes(wire.encode(job))
         said = wire.Result(job.job_id, "0" * 64, "failed", reason="\x1b]0;x\x07", warnings=("\x1b[31m",))
-        (folder / "result.json").write_bytes(wire.encode(said))
+        left_behind(local_profile, job, wire.encode(said))
         result = session.measure(job, blobs)
     assert (result.reason, result.warnings) == ("?]0;x?", ("?[31m",))
 
