@@ -60,11 +60,14 @@ def test_files_and_answers_are_whole_over_a_noisy_line(
 ) -> None:
     line = console(shell="bash", noise=Noise(flips=5e-5, drops=5e-5, messages=1e-4))
     transport = SerialTransport(serial_profile(line))
-    data = os.urandom(60_000)
-    transport.put(data, str(tmp_path / "file"))
-    assert (tmp_path / "file").read_bytes() == data == transport.get(str(tmp_path / "file"))
-    said = transport.run([sys.executable, "-c", "import sys; print('o' * 9000); sys.stderr.write('e' * 9000)"])
-    assert said == Completed(0, b"o" * 9000 + b"\n", b"e" * 9000)
+    for _ in range(10):
+        data = os.urandom(60_000)
+        transport.put(data, str(tmp_path / "file"))
+        assert (tmp_path / "file").read_bytes() == data == transport.get(str(tmp_path / "file"))
+        said = transport.run([sys.executable, "-c", "import sys; print('o' * 9000); sys.stderr.write('e' * 9000)"])
+        assert said == Completed(0, b"o" * 9000 + b"\n", b"e" * 9000)
+        if line.damaged > 20:  # mostly after one or two: both directions draw from one dice, in an order that chance decides
+            break
     assert line.damaged > 20
     transport.close()
 
