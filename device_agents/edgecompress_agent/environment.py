@@ -33,7 +33,8 @@ _ENDING_S = 5.0
 _VENV_S, _LOOK_S = 600.0, 60.0
 _SAID_BYTES = 4000
 _FITS = "import sys, pip; sys.exit(list(sys.version_info[:2]) != %r)" % list(sys.version_info[:2])
-_PIP = ["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet"]
+# Every Python here is started with -I: it begins in the user's home, whose json.py or venv.py would come before the library's.
+_PIP = ["-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet"]
 
 
 class _Gone(Exception):
@@ -142,10 +143,12 @@ def _is_held(path: Path) -> bool:
 def _make(root: Path, request: Dict[str, Any], lock: int) -> Dict[str, Any]:
     venv, unfinished = root / "venv", root / "venv-unfinished"
     python = str(venv / "bin" / "python")
-    fits = not unfinished.exists() and _run([python, "-c", _FITS], lock, _LOOK_S)[0] == 0
+    fits = not unfinished.exists() and _run([python, "-I", "-c", _FITS], lock, _LOOK_S)[0] == 0
     unfinished.touch(mode=0o600)
     if not fits:
-        status, said = _run([sys.executable, "-m", "venv", "--clear", *request["options"], str(venv)], lock, _VENV_S)
+        status, said = _run(
+            [sys.executable, "-I", "-m", "venv", "--clear", *request["options"], str(venv)], lock, _VENV_S
+        )
         if status != 0:
             return {"failed": "venv", "said": said}
     venv.chmod(0o700)

@@ -107,7 +107,7 @@ def requirements(wheels: Sequence[Path]) -> str:
 
 def has(agent: Agent, python: str, packages: Sequence[str]) -> bool:
     """Whether the environment of `python` there has just these versions."""
-    there = agent.again(lambda t: t.run([python, "-c", _INSTALLED, *packages]))
+    there = agent.again(lambda t: t.run([python, "-I", "-c", _INSTALLED, *packages]))
     return there.status == 0 and there.stdout.strip().endswith(b"True")
 
 

@@ -166,7 +166,7 @@ def find_python(agent: Agent, where: str) -> BoardPython:
     """The board's python3 where engines have wheels for it, else the newest one for which they do, else python3."""
     found = []
     for name in _CANDIDATES:
-        done = _run(agent, [name, "-c", _FACTS], 60.0)
+        done = _run(agent, [name, "-I", "-c", _FACTS], 60.0)
         try:
             facts = json.loads(done.stdout.decode().strip().rpartition("\n")[2])
             (major, minor), machine, bits, libc = facts
@@ -190,7 +190,7 @@ def find_python(agent: Agent, where: str) -> BoardPython:
 
 def _fits(agent: Agent, python: str, base: BoardPython) -> bool:
     """Whether this interpreter is one of the base's version, and has pip."""
-    there = _run(agent, [python, "-c", "import sys, pip; print('%d.%d' % tuple(sys.version_info[:2]))"], 60.0)
+    there = _run(agent, [python, "-I", "-c", "import sys, pip; print('%d.%d' % tuple(sys.version_info[:2]))"], 60.0)
     said = there.stdout.decode("ascii", "replace").strip()
     return there.status == 0 and said == f"{base.version[0]}.{base.version[1]}"
 
@@ -217,7 +217,7 @@ def _install(agent: Agent, base: BoardPython, packages: tuple[str, ...]) -> None
 def _need_numpy(agent: Agent, packages: tuple[str, ...]) -> None:
     if any(p.startswith("numpy") for p in packages):
         return
-    if _run(agent, [agent.python, "-c", "import numpy"], 60.0).status != 0:
+    if _run(agent, [agent.python, "-I", "-c", "import numpy"], 60.0).status != 0:
         fix = "Install it there: sudo apt install python3-numpy, then run this again."
         raise UserError("it has no numpy", where=agent.profile.name, fix=fix)
 

@@ -31,8 +31,11 @@ REMOVE = {"do": "remove", "really": True, "who": "jane@desk"}
 def begin(
     root: Path, request: dict[str, Any], token: str = "a1", python: str = sys.executable
 ) -> subprocess.Popen[bytes]:
+    """In the directory above ROOT, as an SSH server starts it in the user's home."""
     argv = [python, "-I", "-c", _PROGRAM, str(root), token]
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, cwd=root.parent
+    )
     assert process.stdin is not None
     process.stdin.write(f"{json.dumps(TEXT)}\n{json.dumps(request)}".encode())
     process.stdin.close()
@@ -60,7 +63,7 @@ def root(tmp_path: Path) -> Path:
 
 def pip_does(root: Path, script: str) -> None:
     python = root / "venv/bin/python"
-    python.write_text(f'#!/bin/sh\ncase "$1" in -c) exit 0;; esac\n{script}\n')
+    python.write_text(f'#!/bin/sh\ncase "$1$2" in -I-c) exit 0;; esac\n[ "$1" = -I ] || exit 99\n{script}\n')
     python.chmod(0o700)
 
 
@@ -98,6 +101,13 @@ def test_an_environment_is_its_users_alone_whatever_the_umask(tmp_path: Path) ->
     assert modes[root] == modes[root / "venv"] == 0o700 and modes[root / "lock"] == 0o600
     assert {str(p): oct(mode) for p, mode in modes.items() if mode & 0o022} == {}
     assert not (tmp_path / "root/venv-unfinished").exists()
+
+
+def test_files_of_the_user_s_home_are_not_taken_for_modules(tmp_path: Path) -> None:
+    for name in ("json", "venv", "ensurepip", "pip"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the user has a {name}.py')")
+    assert ask(tmp_path / "root", {**MAKE, "options": [], "pip": [["pip"]]}) == {"made": True}
+    assert not (tmp_path / "__pycache__").exists()
 
 
 def test_pip_ends_when_nobody_reads_the_answer_and_the_next_one_makes_it_anew(root: Path, tmp_path: Path) -> None:

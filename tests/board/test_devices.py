@@ -122,7 +122,7 @@ def test_the_python_that_setup_takes(
 ) -> None:
     for name, facts in pythons.items():
         told = facts if facts == "nonsense" else facts[:-1] + ', ["glibc", "2.36"]]'
-        (tmp_path / name).write_text(f"#!/bin/sh\necho 'a banner'\necho '{told}'\n")
+        (tmp_path / name).write_text(f"#!/bin/sh\n[ $1 = -I ] || exit 1\necho 'a banner'\necho '{told}'\n")
         (tmp_path / name).chmod(0o755)
     agent = open_agent(local_profile)
     monkeypatch.setenv("PATH", str(tmp_path))
