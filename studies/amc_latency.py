@@ -74,7 +74,7 @@ def _run(study: Parts, given: argparse.Namespace) -> dict[str, Any] | None:
             found = study.search(given.seed, name, wanted, lambda device, form: bench)
             cut, _ = study.cut(name, given.seed, found["strategies"]["amc"]["best"]["policy"])
             with bench.against(study.model(), IN_SHAPE) as against:
-                return {"budget": budget, **found, "latency": dataclasses.asdict(against(cut.eval()))}
+                return {**found, "asked": budget, "latency": dataclasses.asdict(against(cut.eval()))}
 
         by_latency = study.part("latency", partial(search, "latency", {"latency": given.latency}), _SEARCH)
         if by_latency is None:
@@ -123,7 +123,7 @@ def _summary(
         "measured_after": {k: by_latency["latency"][k] for k in ("ratio", "low", "high", "dense_ms", "candidate_ms")},
         "off_by": ratio / given.latency - 1,
         "table_errors": [s["error"] for s in by_latency["on_device"]["whole_networks"] if s["evaluation"] == 0],
-        "macs_budget": by_macs["budget"]["macs"],
+        "macs_budget": by_macs["asked"]["macs"],
         "macs_policy_latency": {k: by_macs["latency"][k] for k in ("ratio", "low", "high")},
         "macs_left": {name: scored[name]["pruned"]["macs_left"] for name in scored},
         "top1": {
