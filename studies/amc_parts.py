@@ -121,6 +121,12 @@ class Parts:
             "widths": context.notes["widths"],
         }
 
+    def validate(self, name: str, seed: int, keep: dict[str, float]) -> dict[str, Any]:
+        """A policy's network before any training, on every validation image."""
+        from edgecompress.evaluate import accuracy
+
+        return {"top1": accuracy(self.cut(name, seed, keep)[0], self.data, "val").top1}
+
     def tune(self, name: str, seed: int, keep: dict[str, float], epochs: int) -> dict[str, Any]:
         """The same after a training of so many epochs."""
         from edgecompress.compress.contract import parse_params

@@ -49,7 +49,10 @@ def main() -> int:
         "--unspent", default="left", choices=("left", "spread"), help="what a walk leaves of the budget"
     )
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--long-epochs", type=int, default=0, help="a training of the agent's first network by so many")
+    parser.add_argument(
+        "--long-epochs", type=int, default=0,
+        help="a training by so many of the agent's network that is the best of all seeds on the whole validation part",
+    )  # fmt: skip
     parser.add_argument("--tune", nargs="*", default=list(STRATEGIES), choices=STRATEGIES, help="fine-tuned")
     given = parser.parse_args()
     if not files_are_there(given):
@@ -82,17 +85,32 @@ def main() -> int:
                 {"way": way, "seed": seed, "search": tried, "dense": dense["top1"], "pruned": pruned, "tuned": tuned}
             )
             print(line(found[-1]), flush=True)
-    longest = None
-    for one in found if given.long_epochs else ():
-        if (one["way"], one["seed"]) == ("amc", 0):
-            keep = one["search"]["best"]["policy"]
-            longest = study.part("amc-0-long", partial(study.tune, "amc-0-long", 0, keep, given.long_epochs), _LONG)
+    longest = _longest(study, found) if given.long_epochs else None
     settings = study.settings((*_TRAINING, "long_epochs"))
     content = {"settings": settings, "dense": dense, "searches": searches, "results": found, "long": longest}
     write_atomically(given.out / "results.json", json.dumps(content, indent=1) + "\n")
     write_atomically(given.out / "table.md", table(found))
     print(table(found))
     return 0
+
+
+def _longest(study: Parts, found: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Trains that network of the agent's which is the best on all validation images (each search looked at a few of them)."""
+    validated = {}
+    for one in found:
+        if one["way"] == "amc":
+            seed, keep = one["seed"], one["search"]["best"]["policy"]
+            name = f"amc-{seed}-validated"
+            made = study.part(name, partial(study.validate, name, seed, keep), _SEARCH)
+            if made is None:
+                return None
+            validated[seed] = made["top1"], keep
+    if not validated:
+        return None
+    seed = max(validated, key=lambda s: validated[s][0])
+    name, keep = f"amc-{seed}-long", validated[seed][1]
+    tuned = study.part(name, partial(study.tune, name, seed, keep, study.given.long_epochs), _LONG)
+    return tuned and {"seed": seed, "validation": {s: top1 for s, (top1, _) in validated.items()}, **tuned}
 
 
 def line(result: dict[str, Any]) -> str:
