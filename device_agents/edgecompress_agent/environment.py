@@ -6,7 +6,8 @@ started with the arguments ROOT and TOKEN. It reads a request, a JSON object, an
     {"do": "make", "options": [of venv], "pip": [[argument, …], …], "limit_s": of each, "wheels": remove ROOT/wheels afterwards}
                                                                → {"made": bool}, or {"failed": "venv" or which pip, "said": its end}
     {"do": "remove", "really": bool}                           → {"found": [name, …], "bytes": of them}
-"who": in every request, who asks. Any may answer {"busy": a sentence: who has the board}, or {"error": a sentence}.
+"who": in every request, who asks. Any may answer {"busy": a sentence: who has the board}, {"foreign": a path that is there and is
+none of setup's}, or {"error": a sentence}.
 
 TOKEN names one setup or removal. The same one asked again (a link was lost) ends what is left of the first. When nobody
 reads the answer any more (an interrupt at the host), what runs here is ended as well. ROOT/venv-unfinished says then that the
@@ -59,6 +60,8 @@ def main(root: Path, token: str) -> Dict[str, Any]:
         record = {"pid": os.getpid(), "token": token, "who": request["who"], "at_s": time.monotonic()}
         os.ftruncate(lock, 0)
         os.pwrite(lock, json.dumps(record).encode(), 0)
+    if _is_foreign(root):
+        return {"foreign": str(root / "venv")}
     if request["do"] == "remove":
         return _remove(root, really)
     assert lock is not None
@@ -140,6 +143,13 @@ def _is_held(path: Path) -> bool:
 # --- what is done with it ------------------------------------------------------------------------------------------
 
 
+def _is_foreign(root: Path) -> bool:
+    """A directory with the environment's name that holds something else: where workdir is one of the user's own."""
+    venv = root / "venv"
+    ours = (root / "venv-unfinished").exists() or (venv / "pyvenv.cfg").exists()
+    return venv.is_dir() and not ours and any(venv.iterdir())
+
+
 def _make(root: Path, request: Dict[str, Any], lock: int) -> Dict[str, Any]:
     venv, unfinished = root / "venv", root / "venv-unfinished"
     python = str(venv / "bin" / "python")
@@ -175,6 +185,8 @@ def _remove(root: Path, really: bool) -> Dict[str, Any]:
     if _jobs(root):  # it may be about to start that Python, or wait for the lock that is held here
         return {"busy": "a job runs or waits there, which uses the environment"}
     size, found = 0, []
+    if really and (root / "venv").exists():
+        (root / "venv-unfinished").touch(mode=0o600)  # what an end in the middle leaves is not taken for an environment
     for name in ("venv", "wheels"):
         path = root / name
         if path.is_symlink():
@@ -187,7 +199,7 @@ def _remove(root: Path, really: bool) -> Dict[str, Any]:
                 size += sum((Path(folder) / file).lstat().st_size for file in files)
             if really:
                 shutil.rmtree(str(path))
-    for name in ("venv-unfinished", "older-versions"):
+    for name in ("older-versions", "venv-unfinished"):
         if really and (root / name).exists():
             (root / name).unlink()
     return {"found": found, "bytes": size}

@@ -25,6 +25,9 @@ def complaint(root: str, *, mend: bool = True) -> Optional[str]:
     without a word: many systems give a new directory to a group that holds nobody else.
     """
     real = Path(root).expanduser().resolve()
+    home = Path(os.path.expanduser("~")).resolve()  # noqa: PTH111 - raises nothing
+    if real == home or real in home.parents:
+        return "%s holds the user's other files as well: set workdir to a directory of the agent's own below it" % real
     for above in real.parents:
         why = _open_to_all(above)
         if why is not None:

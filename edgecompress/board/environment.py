@@ -7,6 +7,7 @@ import getpass
 import json
 import os
 import secrets
+import shlex
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,6 +93,11 @@ def _ask(agent: Agent, python: str, request: dict[str, Any], timeout_s: float) -
     if "busy" in answer:
         what = f"the board is taken: {readable(str(answer['busy']), 300)}"
         raise UserError(what, where=agent.profile.name, fix="Wait for it, then run this again.")
+    if "foreign" in answer:
+        venv = readable(str(answer["foreign"]), 300)
+        fix = f"On the device: mv {shlex.quote(venv)} {shlex.quote(f'{venv}.old')}, or set another workdir in the device profile."
+        what = f"{venv} is there and is no virtual environment, so it is left as it is"
+        raise UserError(what, where=agent.profile.name, fix=fix)
     if "error" in answer:
         raise DeviceError(f"{agent.profile.name}: {readable(str(answer['error']), 500)}")
     return answer

@@ -57,6 +57,7 @@ def root(tmp_path: Path) -> Path:
     python = tmp_path / "root/venv/bin/python"
     python.parent.mkdir(mode=0o700, parents=True)
     (tmp_path / "root/venv/lib/python3/site-packages").mkdir(parents=True)
+    (tmp_path / "root/venv/pyvenv.cfg").touch()
     pip_does(tmp_path / "root", f"echo $$ > {tmp_path}/pid; exec sleep 300")
     return tmp_path / "root"
 
@@ -180,6 +181,28 @@ def test_pip_that_fails_leaves_what_was_there_and_a_half_installation_is_made_an
     pip_does(root, "sleep 60")
     (root / "venv-unfinished").unlink()
     assert ask(root, {**request, "limit_s": 0.3}) == {"failed": 0, "said": "it did not end in 0.3 s"}
+
+
+def test_a_directory_that_is_no_environment_is_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "root/venv/of-a-project/thesis.txt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    for request in (MAKE, REMOVE, {**REMOVE, "really": False}):
+        assert ask(tmp_path / "root", request) == {"foreign": f"{tmp_path}/root/venv"}
+    assert mine.exists()
+    mine.unlink()
+    mine.parent.rmdir()
+    assert ask(tmp_path / "root", MAKE) == {"made": True}, "an empty one is nobody's"
+
+
+def test_a_removal_that_ends_in_the_middle_leaves_no_environment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(path: str) -> None:
+        raise OSError(5, "Input/output error", path)
+
+    monkeypatch.setattr("shutil.rmtree", cut)
+    with pytest.raises(OSError, match="Input/output"):
+        environment._remove(root, True)
+    assert ask(root, MAKE) == {"made": True} and (root / "venv/bin/python").is_symlink()
 
 
 @pytest.mark.parametrize("version", ["3.6", "3.7", "3.8", "3.13"])

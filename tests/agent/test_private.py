@@ -18,3 +18,14 @@ def test_the_rights_of_a_directory_that_others_share_are_not_to_be_changed(
     place.chmod(mode)
     said = private.directory(place)
     assert said is not None and advised in said and ("chmod" in said) == (mode == 0o777)
+
+
+def test_the_home_directory_or_one_above_it_is_not_the_agent_s_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home := tmp_path / "above/home").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    for root in (home, home.parent, home / "x" / "..", "~"):
+        said = private.complaint(str(root))
+        assert said is not None and "holds the user's other files as well: set workdir to" in said
+    assert private.complaint(str(home / ".cache/edgecompress")) is None

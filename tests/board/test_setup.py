@@ -100,7 +100,7 @@ def test_no_older_version_works(board: DeviceProfile, monkeypatch: pytest.Monkey
 def test_remove_is_setup_undone(board: DeviceProfile, tmp_path: Path) -> None:
     root = Path(board.workdir)
     assert remove(board) == [f"nothing to remove under {root}"]
-    for file in (root / "venv/bin/python", root / "wheels/x.whl", root / "blobs/kept", root / "jobs/one/lock"):
+    for file in (root / "venv/pyvenv.cfg", root / "wheels/x.whl", root / "blobs/kept", root / "jobs/one/lock"):
         file.parent.mkdir(mode=0o700, parents=True)
         file.write_bytes(b"x" * 1_000_000)
     root.chmod(0o700)
@@ -117,6 +117,18 @@ def test_remove_is_setup_undone(board: DeviceProfile, tmp_path: Path) -> None:
     assert remove(board) == [f"nothing to remove under {root}"]
     with pytest.raises(UserError, match="names its Python"):
         remove(board.model_copy(update={"python": "python3"}))
+
+
+def test_a_directory_of_the_users_own_is_neither_cleared_nor_removed(board: DeviceProfile) -> None:
+    mine = Path(board.workdir) / "venv/of-a-project/thesis.txt"
+    mine.parent.mkdir(mode=0o700, parents=True)
+    Path(board.workdir).chmod(0o700)
+    mine.touch()
+    for deal in (setup, remove):
+        with pytest.raises(UserError, match=r"^board: .*/venv is there and is no virtual environment") as refused:
+            deal(board)
+        assert f"On the device: mv {board.workdir}/venv {board.workdir}/venv.old, or set another" in refused.value.fix
+    assert mine.exists()
 
 
 def test_a_board_that_others_have_is_left_alone(board: DeviceProfile) -> None:
