@@ -36,6 +36,8 @@ T = TypeVar("T")
 Record = TypeVar("Record")
 
 VERB_S = 60.0
+UNFINISHED = "venv-unfinished"
+"""A file beside the environment of `device setup`, as long as that is at work on it; it stays where a setup was cut."""
 LINK_LOST = "link lost"
 """How a notice of `Agent.again` begins."""
 _HELLO_S = 180.0
@@ -189,7 +191,10 @@ class Agent:
 
     def setup_hint(self) -> str:
         """What to do when the device lacks an engine."""
-        return engine_hint(self.profile)
+        hint = engine_hint(self.profile)
+        if self.profile.python is None and self.again(lambda t: t.exists(f"{self.root}/{UNFINISHED}")):
+            return f"`device setup` is at work there: wait for it. If it was interrupted: {hint}"
+        return hint
 
     def again(self, operation: Callable[[Transport], T]) -> T:
         """Do something that may be done twice; connect again, with growing pauses, while the link is lost."""

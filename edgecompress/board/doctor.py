@@ -15,7 +15,7 @@ from edgecompress_agent import sensor_check, wire
 from edgecompress_agent.survey_record import Survey
 
 from edgecompress.board import device_python, survey
-from edgecompress.board.agent import engine_hint, interpreter
+from edgecompress.board.agent import UNFINISHED, engine_hint, interpreter
 from edgecompress.board.health import BUSY, Check, health
 from edgecompress.board.link import Link, need_host_key
 from edgecompress.board.route import resolve
@@ -138,7 +138,8 @@ def _board(profile: DeviceProfile, transport: Transport) -> Iterator[Check]:
     groups = f", in the groups {', '.join(seen.groups)}" if seen.groups else ""
     yield Check("user", True, f"{seen.user}{groups}")
     yield files
-    yield Check("python", True, f"{seen.python} ({seen.executable})")
+    half_made = python == f"{root}/venv/bin/python" and not seen.measuring and transport.exists(f"{root}/{UNFINISHED}")
+    yield _python(profile, seen, half_made=half_made)
     yield Check("architecture", True, f"{seen.machine}, {seen.conditions.cpus_online} CPUs: {_cpu(seen.conditions)}")
     yield Check("os", True, f"{seen.conditions.os or 'unknown'}, kernel {seen.conditions.kernel}")
     yield _workdir(profile, seen)
@@ -146,6 +147,14 @@ def _board(profile: DeviceProfile, transport: Transport) -> Iterator[Check]:
     yield sensor_line(profile, seen)
     yield from health(profile, seen)
     yield _clock(profile, transport, python, seen)
+
+
+def _python(profile: DeviceProfile, seen: Survey, *, half_made: bool) -> Check:
+    said = f"{seen.python} ({seen.executable})"
+    if not half_made:
+        return Check("python", True, said)
+    said += ": its environment is half made, as a `device setup` was interrupted"
+    return Check("python", True, said, engine_hint(profile), warning=True)
 
 
 def _cpu(now: wire.Conditions) -> str:

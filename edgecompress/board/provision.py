@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from edgecompress.board import environment
-from edgecompress.board.agent import Agent, open_agent
+from edgecompress.board.agent import UNFINISHED, Agent, open_agent
 from edgecompress.board.engine_wheels import OLDER, PACKAGES, WHEELS, WHEELS_ARMV7, BoardPython, wheels
 from edgecompress.board.offline import collect, has, send
 from edgecompress.board.transport import Completed, DeviceError, command, readable
@@ -150,7 +150,7 @@ def _remember(agent: Agent, chosen: str) -> None:
 def _would(agent: Agent, base: BoardPython, packages: tuple[str, ...], *, offline: bool) -> list[str]:
     """What setup would do now, in sentences."""
     python = f"{agent.root}/venv/bin/python"
-    unfinished = agent.again(lambda t: t.exists(f"{agent.root}/venv-unfinished"))
+    unfinished = agent.again(lambda t: t.exists(f"{agent.root}/{UNFINISHED}"))
     there = not unfinished and _fits(agent, python, base)
     version = f"Python {base.version[0]}.{base.version[1]} on {readable(base.machine, 40)}"
     lines = [f"{version} ({base.command})"]

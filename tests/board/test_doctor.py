@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import re
@@ -96,6 +97,21 @@ def test_this_machine_and_what_a_profile_asks_too_much(local_profile: DeviceProf
     assert checks["reachable"].detail == "this machine" and "host key" not in checks and "engine litert" not in checks
     assert not checks["cpus"].ok and not checks["providers"].ok and "GB free" in checks["workdir"].detail
     assert not Path(local_profile.workdir).exists()
+
+
+@pytest.mark.sshd
+@pytest.mark.slow
+def test_an_environment_that_an_interrupt_left_half_made(ssh_profile: MakeProfile) -> None:
+    profile = ssh_profile(python=None)
+    (folder := Path(profile.workdir) / "venv/bin").mkdir(mode=0o700, parents=True)
+    Path(profile.workdir).chmod(0o700)
+    script(folder / "python", f'exec {shlex.quote(sys.executable)} "$@"\n')
+    (Path(profile.workdir) / "venv-unfinished").touch()
+    with (Path(profile.workdir) / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert not by_name(profile)["python"].warning, "that setup, or a measurement, is at work"
+    found = by_name(profile)["python"]
+    assert found.ok and found.warning and "half made" in found.detail and "edgecompress device setup" in found.fix
 
 
 @pytest.mark.sshd

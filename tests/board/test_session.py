@@ -362,6 +362,11 @@ def test_a_python_without_engine_and_numpy(local_profile: DeviceProfile, tmp_pat
 
     agent = Agent(board, LocalTransport(board))
     assert agent.setup_hint().startswith("Install it there: edgecompress device setup here")
+    (Path(agent.root) / "venv-unfinished").touch()
+    agent.profile = board.model_copy(update={"python": None})
+    assert agent.setup_hint().startswith(
+        "`device setup` is at work there: wait for it. If it was interrupted: Install it"
+    )
 
 
 def test_a_python_that_is_missing_or_too_old(local_profile: DeviceProfile, tmp_path: Path) -> None:
