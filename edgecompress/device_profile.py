@@ -24,7 +24,14 @@ WRITTEN = {
 }
 """Pattern of a text → what it says, in words."""
 
-Word = Annotated[str, Field(pattern=_PLACE)]
+
+def _own_home(text: str) -> str:
+    if text.startswith("~") and text != "~" and not text.startswith("~/"):
+        raise ValueError("only one's own '~' is expanded: write the path in full")
+    return text
+
+
+Word = Annotated[str, Field(pattern=_PLACE), AfterValidator(_own_home)]
 Host = Annotated[str, Field(pattern=_HOST)]
 """Of a name, an address (`fe80::1%eth0`) or an alias: what a ProxyCommand may put into a shell's line for %h. User: for %r."""
 User = Annotated[str, Field(pattern=_USER)]

@@ -61,7 +61,7 @@ class Agent:
         home = self.again(lambda t: t.home())
         if not home.startswith("/") or not home.isprintable():
             raise DeviceError(f"{profile.name}: says that its home directory is {readable(home, 80)!r}")
-        self.root = on_device(profile.workdir, home, where=profile.name)
+        self.root = on_device(profile.workdir, home)
         self.python = self.again(lambda t: interpreter(profile, t, self.root, home))
         self._data, self._sha256 = bundle.build()
         self._path = f"{self.root}/agent/{self._sha256}.pyz"
@@ -224,7 +224,7 @@ class Agent:
 def interpreter(profile: DeviceProfile, transport: Transport, root: str, home: str) -> str:
     """The Python on the device: the profile's, else that of `device setup`, else its own."""
     if profile.python is not None:
-        return on_device(profile.python, home, where=profile.name) if "/" in profile.python else profile.python
+        return on_device(profile.python, home) if "/" in profile.python else profile.python
     if profile.transport == "local":
         return sys.executable
     own = f"{root}/venv/bin/python"

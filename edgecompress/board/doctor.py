@@ -125,7 +125,7 @@ def _board(profile: DeviceProfile, transport: Transport) -> Iterator[Check]:
     except DeviceError as error:
         home, files = None, Check("files", False, without_name(profile.name, error), _SFTP)
     # the device's own Python expands `~` where the home directory is not known
-    root = profile.workdir if home is None else on_device(profile.workdir, home, where=profile.name)
+    root = profile.workdir if home is None else on_device(profile.workdir, home)
     python = profile.python or "python3" if home is None else interpreter(profile, transport, root, home)
     try:
         seen = survey.look(profile, transport, python, root)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
-from edgecompress.errors import StepFailed, UserError
+from edgecompress.errors import StepFailed
 from edgecompress.studyfile import shipped_profiles
 
 if TYPE_CHECKING:
@@ -117,12 +117,10 @@ def command(verb: str, device: str, options: str = "") -> str:
     return typed if shipped else f"{typed}   (the file of its profile)"
 
 
-def on_device(path: str, home: str, *, where: str) -> str:
+def on_device(path: str, home: str) -> str:
     """A path of a device profile as an absolute path on the device: `~` and relative paths start at `home`."""
     if path == "~" or path.startswith("~/"):
         path = home.rstrip("/") + path[1:]
-    elif path.startswith("~"):
-        raise UserError(f"{path!r}: only one's own '~' is expanded", where=where, fix="Write the path in full.")
     return path if path.startswith("/") else f"{home.rstrip('/')}/{path}"
 
 

@@ -170,6 +170,8 @@ def test_shipped_profiles_are_valid(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ({"name": "x", "transport": "usb"}, "transport"),
         ({"name": "x", "pyton": "python3"}, "'python'"),
         ({"name": "x", "python": "python3; reboot"}, "python"),
+        ({"name": "x", "workdir": "~bob/x"}, "workdir: only one's own '~' is expanded: write the path in full"),
+        ({"name": "x", "python": "~bob/x"}, "python: only one's own '~' is expanded"),
         ({"name": "x", "sensor": "ina2190"}, "sensor"),
         ({"name": "x", "battery_wh": math.inf}, "battery_wh: input should be a finite number"),
         ({"name": "x", "cpus": []}, "cpus: needs at least 1 item"),
