@@ -17,7 +17,7 @@ from pathlib import Path
 from edgecompress.board.agent import Agent
 from edgecompress.board.environment import Installation
 from edgecompress.board.serial_transport import told
-from edgecompress.board.transport import readable
+from edgecompress.board.transport import DeviceError, readable
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.progress import Progress, furthest
 
@@ -112,11 +112,22 @@ def has(agent: Agent, python: str, packages: Sequence[str]) -> bool:
 
 
 def send(agent: Agent, wheels: Sequence[Path], progress: Progress) -> list[Installation]:
-    """Bring the wheels to the board, those that are not there; what pip is then to do."""
+    """Bring the wheels to the board, those that are not there; what pip is then to do. DeviceError: also where another setup or
+    a removal took them away meanwhile, as nobody has the board while they are sent."""
     if agent.profile.transport == "serial":
         progress.say(told(sum(w.stat().st_size for w in wheels), agent.profile.baud_rate))
     folder = f"{agent.root}/wheels"
     agent.again(lambda t: t.mkdirs(folder))
+    try:
+        return _send(agent, wheels, folder, progress)
+    except DeviceError as error:
+        if agent.again(lambda t: t.exists(folder)):
+            raise
+        gone = f"{folder} was removed while wheels were sent to it, by another setup or a removal"
+        raise DeviceError(f"{agent.profile.name}: {gone}. Run this again when that has ended") from error
+
+
+def _send(agent: Agent, wheels: Sequence[Path], folder: str, progress: Progress) -> list[Installation]:
     for wheel in wheels:
         remote = f"{folder}/{wheel.name}"
         if not agent.again(lambda t, remote=remote: t.exists(remote)):  # type: ignore[misc]

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,15 @@ def test_installed_by_hash_and_nothing_left_behind(
     assert shown.stdout == "1.5 2\n" and not sent.exists()
     assert offline.has(agent, python, ["engine==1.5"]) and not offline.has(agent, python, ["engine==1.6"])
     newer = make_wheel(tmp_path / "w", "engine", "1.6", "py3-none-any")
+
+    def send_while_it_is_removed(*arguments: Any) -> None:
+        sent.rmdir()
+        send(*arguments)
+
+    send = agent.send
+    with monkeypatch.context() as patched, pytest.raises(DeviceError, match="was removed while wheels were sent to it"):
+        patched.setattr(agent, "send", send_while_it_is_removed)
+        install([newer])
     make_wheel(sent, "engine", "1.6", "py3-none-any", needs="another")  # what lies there under its name is another one
     with pytest.raises(DeviceError, match="pip there could not install the wheels from here"):
         install([newer])
