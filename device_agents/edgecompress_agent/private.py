@@ -118,4 +118,5 @@ def _user() -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps({"complaint": complaint(sys.argv[1]) or unwritable(sys.argv[1])}) + "\n")
+    why = complaint(sys.argv[1], mend="look" not in sys.argv[2:]) or unwritable(sys.argv[1])
+    sys.stdout.write(json.dumps({"complaint": why}) + "\n")

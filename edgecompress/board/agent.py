@@ -102,12 +102,13 @@ class Agent:
             what = f"nothing can be put into its workdir: {without_name(self.profile.name, error)}"
             raise UserError(what, where=self.profile.name, fix=fix) from None
 
-    def refuse_workdir(self, python: str) -> None:
+    def refuse_workdir(self, python: str, *, mend: bool = True) -> None:
         """Before anything is written to the agent's directory there, or run from it: UserError when others can write to it, or
-        this user cannot."""
+        this user cannot. mend: a group that can is shut out."""
         if self._private:
             return
-        answer = self._answer("check of its directory", [python, "-I", "-c", bundle.source("private.py"), self.root])
+        argv = [python, "-I", "-c", bundle.source("private.py"), self.root, *([] if mend else ["look"])]
+        answer = self._answer("check of its directory", argv)
         if not isinstance(answer, dict) or "complaint" not in answer:
             said = readable(str(answer), 80)
             raise DeviceError(f"{self.profile.name}: its answer about {self.root} is not one: {said}")

@@ -44,7 +44,7 @@ def setup(
             agent.notice = task.describe
             task.describe("looking for Python")
             base = find_python(agent, where)
-            agent.refuse_workdir(base.command)
+            agent.refuse_workdir(base.command, mend=not dry_run)
             packages = _fitting(agent, wheels(base, where=where))
             task.advance()
             if dry_run:

@@ -18,7 +18,7 @@ def remove(profile: DeviceProfile, *, dry_run: bool = False) -> list[str]:
     try:
         # The board's own Python, as that of the environment goes with it.
         python = find_python(agent, profile.name).command
-        agent.refuse_workdir(python)
+        agent.refuse_workdir(python, mend=not dry_run)
         found, size = environment.remove(agent, python, really=not dry_run)
     finally:
         agent.close()

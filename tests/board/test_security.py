@@ -227,6 +227,10 @@ def test_a_group_that_may_write_is_shut_out(local_profile: DeviceProfile) -> Non
     workdir.mkdir()
     workdir.chmod(0o775)
     agent = open_agent(local_profile)
+    agent.refuse_workdir(agent.python, mend=False)
+    agent.close()
+    assert stat.S_IMODE(workdir.stat().st_mode) == 0o775, "a dry run changes nothing"
+    agent = open_agent(local_profile)
     agent.bring()
     agent.close()
     assert stat.S_IMODE(workdir.stat().st_mode) == 0o755 and (workdir / "agent").is_dir()

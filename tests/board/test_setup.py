@@ -106,7 +106,9 @@ def test_remove_is_setup_undone(board: DeviceProfile, tmp_path: Path) -> None:
     root.chmod(0o700)
     (root / "venv/outside").symlink_to(tmp_path)
     would = [f"{root}/venv: would be removed", f"{root}/wheels: would be removed"]
+    root.chmod(0o770)
     assert remove(board, dry_run=True)[:2] == would and (root / "venv").is_dir()
+    assert root.stat().st_mode & 0o777 == 0o770, "a dry run changes no rights"
     with (root / "jobs/one/lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="a job runs or waits there"):
