@@ -98,7 +98,7 @@ def _try(agent: Agent, packages: tuple[str, ...], put_in: Callable[[tuple[str, .
     """Import every engine there, and put older versions in the place of those that fail. What was found, a line for each."""
     numpy = tuple(p for p in packages if p.startswith("numpy"))
     gave_way: dict[str, list[str]] = {}
-    failed: list[str] = []
+    failed: dict[str, list[str]] = {}
     hello = agent.hello()
     for name, names in PACKAGES.items():
         installed = next((p for p in packages if p.partition("==")[0] in names), None)
@@ -109,7 +109,7 @@ def _try(agent: Agent, packages: tuple[str, ...], put_in: Callable[[tuple[str, .
             try:
                 put_in((*numpy, older))
             except StepFailed as error:  # there is no wheel of this one for the board: the one before it
-                failed.append(f"{older} in its place: {readable(str(error), 300)}")
+                failed.setdefault(name, []).append(f"{older} in its place: {readable(str(error), 300)}")
                 continue
             gave_way.setdefault(name, []).append(f"{installed}: {readable(found.reason or 'no reason', 200)}")
             installed, hello = older, agent.hello(fresh=True)
@@ -117,12 +117,12 @@ def _try(agent: Agent, packages: tuple[str, ...], put_in: Callable[[tuple[str, .
                 _remember(agent, older)
     lines = [f"Python {readable(hello.python, 40)} in {agent.root}/venv"]
     for name, found in sorted(hello.engines.items()):
-        said = found.version or f"none ({readable(found.reason or '', 300)})"
+        why = "; ".join([readable(found.reason or "", 300), *gave_way.get(name, []), *failed.get(name, [])])
+        said = found.version or f"none ({why})"
         before = "; ".join(gave_way.get(name, []))
         lines.append(f"{name} {said}" + (f" in the place of {before}" if before and found.version else ""))
     if not any(found.version for found in hello.engines.values()):
-        said = "; ".join([*lines[1:], *failed])
-        raise DeviceError(f"{agent.profile.name}: no engine works after the installation: {said}")
+        raise DeviceError(f"{agent.profile.name}: no engine works after the installation: {'; '.join(lines[1:])}")
     return lines
 
 

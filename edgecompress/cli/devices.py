@@ -70,17 +70,16 @@ def device_doctor(arguments: argparse.Namespace) -> int:
 def device_trust(arguments: argparse.Namespace) -> int:
     from edgecompress.board.devices import trust
 
-    def confirm(question: str) -> bool:
-        print(question)
-        if arguments.yes:
-            return True
-        if not sys.stdin.isatty():
-            raise UserError(
-                "nobody is there to confirm the fingerprint", where="device trust", fix="Compare it and add --yes."
-            )
-        return input("Pin this key? [y/N] ").strip().lower() in ("y", "yes")
-
     def pin(profile: DeviceProfile) -> int:
+        def confirm(question: str) -> bool:
+            print(question)
+            if arguments.yes:
+                return True
+            if not sys.stdin.isatty():
+                fix = "Compare it and add --yes."
+                raise UserError("nobody is there to confirm the fingerprint", where=profile.name, fix=fix)
+            return input("Pin this key? [y/N] ").strip().lower() in ("y", "yes")
+
         for line in trust(profile, confirm):
             print(line)
         return 0

@@ -446,7 +446,8 @@ def test_a_meter_here_and_inferences_there(board: Board, tmp_path: Path) -> None
         "later_intersection_ms": (high - low) / 1e6, "mean_w": summary.mean_w, "true_w": 2.5, **_counts(trace),
     })  # fmt: skip
     assert summary.mean_w == pytest.approx(2.5, rel=LIMIT)
-    assert trace.clock_error_s < 0.1
+    # A round trip of SSH is all that is known of the other clock; on a busy host it takes a second.
+    assert trace.clock_error_s < max(0.1, 2e-9 * max(p.half_ns for p in pairs))
     first = trace.t_ns[0] - later.on_board(
         began_ns
     )  # the first reading came after the job was asked for, on either clock
