@@ -32,7 +32,7 @@ demo: $(STAMP)
 # The agent's and the boards' tests wait in real time: one after the other. The rest computes: two at once, a thread each, the longest first.
 test: $(STAMP)
 	$(BIN)/python -m pytest tests/agent tests/board
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/end_to_end tests/contract tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/end_to_end tests/contract tests/unit
 
 check: $(STAMP)
 	$(BIN)/ruff check .
