@@ -8,7 +8,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cifar_resnet56 import IN_SHAPE, dataset, network
@@ -127,14 +127,15 @@ class Parts:
 
         return {"top1": accuracy(self.cut(name, seed, keep)[0], self.data, "val").top1}
 
-    def tune(self, name: str, seed: int, keep: dict[str, float], epochs: int) -> dict[str, Any]:
-        """The same after a training of so many epochs."""
+    def tune(self, name: str, seed: int, keep: dict[str, float], epochs: Sequence[int]) -> dict[str, Any]:
+        """The same after a training of so many epochs, or one after the other, each from half the learning rate before."""
         from edgecompress.compress.contract import parse_params
         from edgecompress.evaluate import accuracy
 
         model, context = self.cut(name, seed, keep)
-        training = {**TRAINING, "epochs": epochs, "lr": self.given.lr}
-        context.train(model, parse_params("amc", {"finetune": training}).finetune, method="amc")
+        for number, count in enumerate(epochs):
+            training = {**TRAINING, "epochs": count, "lr": self.given.lr / 2**number}
+            context.train(model, parse_params("amc", {"finetune": training}).finetune, method="amc")
         scored = accuracy(model, self.data)
         return {
             "top1": scored.top1,

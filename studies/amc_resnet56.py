@@ -50,8 +50,9 @@ def main() -> int:
     )
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument(
-        "--long-epochs", type=int, default=0,
-        help="a training by so many of the agent's network that is the best of all seeds on the whole validation part",
+        "--long-epochs", type=int, nargs="*", default=[],
+        help="trains the agent's network that is the best of all seeds on the whole validation part by so many; several numbers: "
+        "one training after the other, each from half the learning rate of the one before",
     )  # fmt: skip
     parser.add_argument("--tune", nargs="*", default=list(STRATEGIES), choices=STRATEGIES, help="fine-tuned")
     given = parser.parse_args()
@@ -80,7 +81,7 @@ def main() -> int:
                 continue
             if given.epochs and way in given.tune:
                 name = f"{way}-{seed}-tuned"
-                tuned = study.part(name, partial(study.tune, name, seed, keep, given.epochs), _TRAINING)
+                tuned = study.part(name, partial(study.tune, name, seed, keep, [given.epochs]), _TRAINING)
             found.append(
                 {"way": way, "seed": seed, "search": tried, "dense": dense["top1"], "pruned": pruned, "tuned": tuned}
             )
