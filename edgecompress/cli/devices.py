@@ -24,10 +24,6 @@ def device_list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _named(name: str) -> DeviceProfile:
-    return read_device(name, where="device")
-
-
 def _each(device: Device, arguments: argparse.Namespace, act: Callable[[DeviceProfile], int]) -> int:
     """Do it for the board, or for each one of a pool, of which one that fails does not keep the others: the worst exit status."""
     if isinstance(device, DeviceProfile):
@@ -109,7 +105,7 @@ def device_channels(arguments: argparse.Namespace) -> int:
     from edgecompress.channel_sweep import Setting, centre_for
     from edgecompress.on_device import DeviceBench
 
-    profile = _named(arguments.device)
+    profile = read_device(arguments.device, where="device")
     if arguments.threads < 1 or arguments.width < 1:
         raise UserError("--threads and --width are 1 or more", where="device channels", fix="For example --width 48.")
     try:
