@@ -96,7 +96,7 @@ def _run(study: Parts, given: argparse.Namespace) -> dict[str, Any] | None:
         keep = found["strategies"]["amc"]["best"]["policy"]
         pruned = study.part(f"{name}-pruned", partial(study.prune, f"{name}-pruned", given.seed, keep), _SEARCH)
         tuned = study.part(
-            f"{name}-tuned", partial(study.tune, f"{name}-tuned", given.seed, keep, [given.epochs]), _TRAINING
+            f"{name}-tuned", partial(study.tune, f"{name}-tuned", given.seed, keep, [given.epochs], given.lr), _TRAINING
         )
         if pruned is None or tuned is None:
             return None

@@ -25,6 +25,10 @@ TRAINING = {"weight_decay": 1e-4, "distill": {"temperature": 4, "alpha": 0.9}}
 """Of the fine-tunings, beside their epochs and learning rate; the teacher is the whole network."""
 
 
+VALIDATION, HARDLY_ANY = 0.1, 1e-6
+"""Of the training images, what a search looks at; and one image, as none is not a validation part."""
+
+
 class Told:
     """What a search says, on standard output."""
 
@@ -40,7 +44,7 @@ class Parts:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
-        self.data = dataset(given, 0.1)
+        self.data = dataset(given, VALIDATION)
         self._began = time.monotonic()
 
     def settings(self, names: tuple[str, ...]) -> dict[str, Any]:
@@ -127,14 +131,19 @@ class Parts:
 
         return {"top1": accuracy(self.cut(name, seed, keep)[0], self.data, "val").top1}
 
-    def tune(self, name: str, seed: int, keep: dict[str, float], epochs: Sequence[int]) -> dict[str, Any]:
-        """The same after a training of so many epochs, or one after the other, each from half the learning rate before."""
+    def tune(
+        self, name: str, seed: int, keep: dict[str, float], epochs: Sequence[int], lr: float, images: str = "train"
+    ) -> dict[str, Any]:
+        """The same after a training of so many epochs, or one after the other, each from half the learning rate before. images:
+        all: the validation images are trained on, too (but for one)."""
         from edgecompress.compress.contract import parse_params
         from edgecompress.evaluate import accuracy
 
         model, context = self.cut(name, seed, keep)
+        if images == "all":
+            context = dataclasses.replace(context, data=dataset(self.given, HARDLY_ANY))
         for number, count in enumerate(epochs):
-            training = {**TRAINING, "epochs": count, "lr": self.given.lr / 2**number}
+            training = {**TRAINING, "epochs": count, "lr": lr / 2**number}
             context.train(model, parse_params("amc", {"finetune": training}).finetune, method="amc")
         scored = accuracy(model, self.data)
         return {

@@ -27,7 +27,7 @@ _ASKED = ("macs", "multiple", "episodes", "warmup", "images", "fit", "lower", "w
 
 _SEARCH = ("model", *_ASKED)
 _TRAINING = (*_SEARCH, "epochs", "lr")
-_LONG = (*_SEARCH, "long_epochs", "lr")
+_LONG = (*_SEARCH, "long_epochs", "long_lr", "long_images")
 """What of the command line the parts of the study depend on."""
 
 STRATEGIES = ("amc", "uniform", "random", "greedy", "evolutionary")
@@ -51,9 +51,14 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument(
         "--long-epochs", type=int, nargs="*", default=[],
-        help="trains the agent's network that is the best of all seeds on the whole validation part by so many; several numbers: "
+        help="trains a search's network that is the best of all seeds on the whole validation part by so many; several numbers: "
         "one training after the other, each from half the learning rate of the one before",
     )  # fmt: skip
+    parser.add_argument("--long-lr", type=float, default=0.05)
+    parser.add_argument(
+        "--long-images", default="all", choices=("train", "all"), help="all: the validation images are trained on, too"
+    )
+    parser.add_argument("--long", nargs="*", default=["amc"], choices=STRATEGIES, help="searches that are trained so")
     parser.add_argument("--tune", nargs="*", default=list(STRATEGIES), choices=STRATEGIES, help="fine-tuned")
     given = parser.parse_args()
     if not files_are_there(given):
@@ -81,13 +86,13 @@ def main() -> int:
                 continue
             if given.epochs and way in given.tune:
                 name = f"{way}-{seed}-tuned"
-                tuned = study.part(name, partial(study.tune, name, seed, keep, [given.epochs]), _TRAINING)
+                tuned = study.part(name, partial(study.tune, name, seed, keep, [given.epochs], given.lr), _TRAINING)
             found.append(
                 {"way": way, "seed": seed, "search": tried, "dense": dense["top1"], "pruned": pruned, "tuned": tuned}
             )
             print(line(found[-1]), flush=True)
-    longest = _longest(study, found) if given.long_epochs else None
-    settings = study.settings((*_TRAINING, "long_epochs"))
+    longest = {way: _longest(study, found, way) for way in given.long} if given.long_epochs else {}
+    settings = study.settings((*_TRAINING, *(n for n in _LONG if n not in _TRAINING)))
     content = {"settings": settings, "dense": dense, "searches": searches, "results": found, "long": longest}
     write_atomically(given.out / "results.json", json.dumps(content, indent=1) + "\n")
     write_atomically(given.out / "table.md", table(found))
@@ -95,13 +100,13 @@ def main() -> int:
     return 0
 
 
-def _longest(study: Parts, found: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Trains that network of the agent's which is the best on all validation images (each search looked at a few of them)."""
-    validated = {}
+def _longest(study: Parts, found: list[dict[str, Any]], way: str) -> dict[str, Any] | None:
+    """Trains that network of a search which is the best on all validation images (each search looked at a few of them)."""
+    given, validated = study.given, {}
     for one in found:
-        if one["way"] == "amc":
+        if one["way"] == way:
             seed, keep = one["seed"], one["search"]["best"]["policy"]
-            name = f"amc-{seed}-validated"
+            name = f"{way}-{seed}-validated"
             made = study.part(name, partial(study.validate, name, seed, keep), _SEARCH)
             if made is None:
                 return None
@@ -109,8 +114,11 @@ def _longest(study: Parts, found: list[dict[str, Any]]) -> dict[str, Any] | None
     if not validated:
         return None
     seed = max(validated, key=lambda s: validated[s][0])
-    name, keep = f"amc-{seed}-long", validated[seed][1]
-    tuned = study.part(name, partial(study.tune, name, seed, keep, study.given.long_epochs), _LONG)
+    name, keep = f"{way}-{seed}-long", validated[seed][1]
+    tune = partial(study.tune, name, seed, keep, given.long_epochs, given.long_lr, given.long_images)
+    tuned = study.part(name, tune, _LONG)
+    if tuned is not None:
+        print(f"{way} seed {seed}, trained long: {100 * tuned['top1']:.2f} %", flush=True)
     return tuned and {"seed": seed, "validation": {s: top1 for s, (top1, _) in validated.items()}, **tuned}
 
 
