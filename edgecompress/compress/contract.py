@@ -116,6 +116,22 @@ def asked_of_device(method: str, given: dict[str, Any]) -> Asked | None:
     return Asked(params.device, params.format, "energy" in resources) if resources else None
 
 
+def can_check(method: str) -> bool:
+    """Whether a method can tell before a training that a network cannot be given what a step asks."""
+    return hasattr(plugins.find("edgecompress.compress", method, attribute="apply", kind="method"), "check")
+
+
+def check_network(method: str, given: dict[str, Any], model: nn.Module, context: Context) -> None:
+    """UserError when no network like this one, whatever its weights, can be given what a step asks; the model may be changed.
+
+    A method that can tell has `check(model, params, context)`; its context has neither data nor a device. ValueError as in
+    `full_params`.
+    """
+    if can_check(method):
+        module = plugins.find("edgecompress.compress", method, attribute="apply", kind="method")
+        module.check(model, parse_params(method, given), context)
+
+
 def method_names() -> list[str]:
     return plugins.names("edgecompress.compress", attribute="apply")
 

@@ -151,6 +151,14 @@ def _check_weights(params: Params) -> None:
         raise ValueError(f"{' and '.join(given)}: for channels only; with granularity weights leave it out")
 
 
+def check(model: nn.Module, params: Params, context: Context) -> None:
+    """UserError: a network without a group that can be cut, a budget of MACs, parameters or bytes below what the lower bounds
+    allow, a policy that does not fit, a file that cannot be written."""
+    from edgecompress.compress.amc import applying
+
+    applying.check(model, params, context)
+
+
 def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:
     """The model itself, pruned in place by the agent's best policy (or the given one) and fine-tuned.
 

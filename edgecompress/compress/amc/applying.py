@@ -26,6 +26,22 @@ if TYPE_CHECKING:
 _FORMAT = 1
 
 
+def check(model: nn.Module, params: Params, context: Context) -> None:
+    """What `search` and `from_file` would refuse of a network like this one, found out without data and without a device."""
+    _check_writable(params)
+    params = dataclasses.replace(
+        params, device=None, format="onnx-fp32", multiple=1 if params.multiple == "auto" else params.multiple,
+        importance="readers" if params.importance == "taylor" else params.importance,
+    )  # fmt: skip
+    if params.policy is not None:
+        _policy_of(params, model, context)
+        return
+    space = _space(model, params, context)
+    _check_choices(space, params)
+    if params.budget in ("macs", "params", "bytes"):
+        spaces.out_of_reach(space, params.budget, getattr(params, params.budget), params)
+
+
 def search(model: nn.Module, params: Params, context: Context) -> None:
     """Search, and make the model what the agent's best policy says."""
     data = context.need_data("amc")
@@ -72,15 +88,19 @@ def search(model: nn.Module, params: Params, context: Context) -> None:
 
 def from_file(model: nn.Module, params: Params, context: Context) -> None:
     """Make the model what a policy's file says. UserError: the file does not fit the network or the step."""
-    assert params.policy is not None
-    where = str(params.policy)
-    given = policy.read(params.policy)
-    wanted = dataclasses.replace(params, granularity=given.granularity)
-    space = _space(model, wanted, context)
-    units = policy.units_of(given, space, where=where)
+    wanted, space, units = _policy_of(params, model, context)
     if context.data is not None:
         _learn(space, wanted, context)
     _finish(model, space, units, wanted, context)
+
+
+def _policy_of(params: Params, model: nn.Module, context: Context) -> tuple[Params, Any, Units]:
+    """The parameters as the policy's file has them, what it is about, and its units."""
+    assert params.policy is not None
+    given = policy.read(params.policy)
+    wanted = dataclasses.replace(params, granularity=given.granularity)
+    space = _space(model, wanted, context)
+    return wanted, space, policy.units_of(given, space, where=str(params.policy))
 
 
 def _decisive(params: Params) -> dict[str, Any]:

@@ -15,6 +15,7 @@ lap: Park et al. 2020 (arXiv:2002.04809).
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -120,6 +121,20 @@ def _check_steps(params: Params) -> None:
         raise ValueError(f"steps ({params.steps}) must not exceed the epochs of finetune ({params.finetune.epochs})")
     if params.finetune.warmup_epochs >= params.finetune.epochs // params.steps:
         raise ValueError("the warmup_epochs of finetune must be below the epochs of one step")
+
+
+def check(model: nn.Module, params: Params, context: Context) -> None:
+    """UserError: a network that cannot be traced or has nothing to cut, a budget of MACs or parameters out of reach, a layer name
+    that matches nothing. The model is cut."""
+    from edgecompress.compress.channels.cutting import Cutter
+
+    known = dataclasses.replace(
+        params, steps=1, finetune=None, device=None, format="onnx-fp32",
+        multiple=1 if params.multiple == "auto" else params.multiple,
+        importance="l2" if params.importance == "taylor" else params.importance,
+        **({"latency": None, "macs": 0.999} if params.latency is not None else {}),
+    )  # fmt: skip
+    Cutter(model, known, context).cut(1)
 
 
 def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:

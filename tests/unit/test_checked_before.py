@@ -1,0 +1,58 @@
+"""What a network cannot be given, whatever its weights, is said before anything is trained."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgecompress.cli import main
+from edgecompress.compress.contract import Context, check_network
+from edgecompress.models import build
+from edgecompress.study import ModelSpec
+
+pytestmark = pytest.mark.heavy
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ("method: amc, macs: 0.01", "macs: 0.01 is out of reach: the lowest is 0."),
+        ("method: amc, granularity: weights, bytes: 0.01", "bytes: 0.01 is out of reach: the lowest is 0."),
+        ("method: amc, macs: 0.5, importance: taylor, exclude: ['*']", "no channels can be cut"),
+        ("method: amc, policy: policy.yaml", "policy.yaml: keep: 'layer9.0.conv1' matches nothing"),
+        ("method: amc, macs: 0.5, save: nowhere/policy.yaml", "the policy cannot be written there"),
+        ("method: channels, macs: 0.01", "macs: 0.01 is out of reach: the lowest is 0."),
+        ("method: channels, ratios: {conv9: 0.5}", "conv9"),
+    ],
+)
+def test_a_network_that_cannot_be_given_what_is_asked_is_found_out_before_the_training(
+    tmp_path, monkeypatch, capfd, step, words
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "policy.yaml").write_text("amc_policy: 1\nkeep: {layer9.0.conv1: 0.5}\n")
+    (tmp_path / "study.yaml").write_text(
+        "name: s\nmodel: {name: resnet20}\ndata: {name: digits}\nbaseline: {epochs: 1}\ndevices: [local]\n"
+        f"recipes: {{first: [], cut: [{{{step}}}]}}\nformats: [onnx-fp32]\n"
+    )
+    assert main(["run", "study.yaml", "--out", "run"]) == 2
+    said = capfd.readouterr().err
+    assert words in said and "recipes.cut, step 1" in said and "Traceback" not in said
+    assert not list((tmp_path / "run").rglob("records"))
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("amc", {"latency": "3 ms", "multiple": "auto", "importance": "taylor"}),
+        ("amc", {"energy": 0.5, "device": "board"}),
+        ("amc", {"reward": "error-log-macs"}),
+        ("amc", {"granularity": "weights", "params": 0.5}),
+        ("channels", {"latency": 0.5, "multiple": "auto", "importance": "taylor", "device": "board"}),
+        ("channels", {"params": 0.5, "steps": 2, "finetune": {"epochs": 2}}),
+        ("magnitude", {"sparsity": 0.5}),
+    ],
+)
+def test_what_a_network_can_be_given_is_told_without_data_and_without_a_device(tmp_path, method, params):
+    network = build(ModelSpec(name="resnet20"), num_classes=10, in_shape=(1, 8, 8)).eval()
+    context = Context(data=None, seed=0, teacher=network, scratch=tmp_path, in_shape=(1, 8, 8))
+    check_network(method, params, network, context)
