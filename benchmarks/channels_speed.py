@@ -77,7 +77,7 @@ def peer(model: nn.Module) -> nn.Module:
 
     from edgecompress.models.resnet import Shortcut
 
-    class BothSides(torch_pruning.pruner.function.BasePruningFunc):  # type: ignore[misc,name-defined]
+    class BothSides(torch_pruning.pruner.function.BasePruningFunc):
         def prune_out_channels(self, layer: Any, idxs: Any) -> Any:
             layer.narrow(None, torch.tensor(sorted({*range(layer.out_channels)} - set(idxs))), torch.device("cpu"))
             return layer

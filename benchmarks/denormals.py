@@ -40,7 +40,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for kind, suffix in (("onnx-fp32", ".onnx"), ("tflite-fp32", ".tflite")):
             runners = _runners(kind, suffix, Path(folder))
-            times = {case: [] for case in CASES}
+            times: dict[str, list[float]] = {case: [] for case in CASES}
             for _ in range(ROUNDS):
                 for case, run in runners.items():
                     times[case].append(_fastest(run))
@@ -113,7 +113,8 @@ def _runner(path: Path, image: np.ndarray) -> Callable[[], Any]:
     interpreter.set_tensor(
         interpreter.get_input_details()[0]["index"], np.ascontiguousarray(image.transpose(0, 2, 3, 1))
     )
-    return interpreter.invoke
+    invoke: Callable[[], Any] = interpreter.invoke
+    return invoke
 
 
 def _fastest(run: Callable[[], Any]) -> float:

@@ -55,7 +55,8 @@ def summary_of(
     run: Run, meter: Meter, stamps: Array, power_w: Array, errors: str, rng: np.random.Generator
 ) -> energy.EnergySummary:
     info = meter.info
-    share = {"exact": (0.0, 0.0), "drawn": rng.uniform(-1, 1, 2), "worst": (1.0, 1.0)}[errors]
+    shares: dict[str, Any] = {"exact": (0.0, 0.0), "drawn": rng.uniform(-1, 1, 2), "worst": (1.0, 1.0)}
+    share = shares[errors]
     shown = power_w * (1 + share[0] * info.gain_error) + share[1] * info.offset_error_w
     if errors == "exact":
         info = replace(info, gain_error=0.0, offset_error_w=0.0)

@@ -127,7 +127,7 @@ def sampled(
     """A meter that looks for aperture_s every interval_s, read by a program that wakes up to 5 % of an interval late."""
 
     def read(signal: Signal, end: float, rng: np.random.Generator) -> tuple[Array, Array]:
-        middles = rng.uniform(0, interval_s / 2) + interval_s * np.arange(1, int(end / interval_s) + 1)
+        middles = float(rng.uniform(0, interval_s / 2)) + interval_s * np.arange(1.0, int(end / interval_s) + 1)
         middles += rng.uniform(0, 0.05 * interval_s, middles.size)
         middles = middles[middles + aperture_s / 2 < end]
         power_w = np.round(signal.mean(middles - aperture_s / 2, middles + aperture_s / 2) / step_w) * step_w
@@ -153,13 +153,18 @@ def make_run(waveform: str, period_s: float, interval_s: float, rng: np.random.G
     window_s = max(WINDOW_S, (MIN_SAMPLES + 3) * interval_s)
     count = math.ceil(window_s / period_s)
     settle = math.ceil(SETTLE_S / period_s)
-    lengths, from_w, to_w, windows = [], [], [], []
+    lengths: list[Array] = []
+    from_w: list[Array] = []
+    to_w: list[Array] = []
+    windows: list[tuple[str, float, float, int]] = []
 
     def idle(kind: str) -> float:
         pieces = np.full(100, (IDLE_S + 2 * SETTLE_S) / 100)
         level = IDLE_W * (1 + 0.001 * rng.normal()) + 0.02 * rng.normal(size=100)
         begin = float(sum(a.sum() for a in lengths))
-        lengths.append(pieces), from_w.append(level), to_w.append(level)
+        lengths.append(pieces)
+        from_w.append(level)
+        to_w.append(level)
         windows.append((kind, begin + SETTLE_S, begin + SETTLE_S + IDLE_S, 0))
         return float(level.mean())
 
@@ -178,7 +183,8 @@ def make_run(waveform: str, period_s: float, interval_s: float, rng: np.random.G
         level = 1 + WANDER * rng.normal()
         if pause:
             lengths.append(np.array([rng.uniform(0, max(interval_s, period_s))]))
-            from_w.append(np.array([IDLE_W])), to_w.append(np.array([IDLE_W]))
+            from_w.append(np.array([IDLE_W]))
+            to_w.append(np.array([IDLE_W]))
         infer(settle, level, False)
         infer(count, level, True)
     after = idle("idle-after")

@@ -171,8 +171,8 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.trial:
         profiles = [DeviceProfile.model_validate(p) for p in json.loads((asked.folder / "profiles.json").read_text())]
-        with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(trial(asked.trial, asked.seconds, profiles, RunDir(Path(folder) / "run"))))
+        with tempfile.TemporaryDirectory() as name:
+            print(json.dumps(trial(asked.trial, asked.seconds, profiles, RunDir(Path(name) / "run"))))
         return 0
     load, trials = os.getloadavg()[0], []
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:

@@ -161,25 +161,26 @@ def main() -> int:
         board = Board(folder / "board", record(folder, asked.interval_ms / 1e3))
         for artifact in asked.artifacts or export_models(folder):
             engine = ENGINES[artifact.suffix]
-            rows = []
+            rows: list[dict[str, float]] = []
             for _ in range(asked.rounds):
                 result, asked_ns, peak = board.measure(artifact, engine, asked.seconds, asked.cpu)
                 off = statistics.median(ns for block in result.blocks for ns in block.latencies_ns)
                 power = result.power
-                on = next(w.latency_ns_p50 for w in power.windows if w.kind == "power") if power else None
+                assert power is not None
+                on = next(w.latency_ns_p50 for w in power.windows if w.kind == "power")
+                assert on is not None
                 rows.append({
-                    "on_ns": on, "off_ns": off, "samples": len(power.trace.t_ns) if power else 0,
-                    "late": power.trace.late if power else 0,
+                    "on_ns": on, "off_ns": off, "samples": len(power.trace.t_ns), "late": power.trace.late,
                     "agent_bytes": peak, "bare_bytes": bare(artifact, engine, asked.cpu, load=True)[0],
                     "agent_start_s": (first_inference_ns(result) - asked_ns) / 1e9 - (result.load_ns or 0) / 1e9,
                     "import_s": bare(artifact, engine, asked.cpu, load=False)[1],
                 })  # fmt: skip
             kept[artifact.name] = rows
             ratios = [row["on_ns"] / row["off_ns"] for row in rows]
-            said, status = verdict(*interval(ratios), LATENCY)
             own = statistics.median(row["agent_bytes"] - row["bare_bytes"] for row in rows)
             more = statistics.median(row["agent_start_s"] - row["import_s"] for row in rows)
             low, high = interval(ratios)
+            said, status = verdict(low, high, LATENCY)
             print(
                 f"{engine} {artifact.name}: p50 off {statistics.median(r['off_ns'] for r in rows) / 1e6:.4f} ms, sensor on / off "
                 f"{statistics.median(ratios):.4f} [{low:.4f}, {high:.4f}] at {asked.interval_ms:g} ms, limit {LATENCY}: {said}; "

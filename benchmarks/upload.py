@@ -180,10 +180,8 @@ def main() -> int:
             "seconds": taken, "ratios_to_scp": summary,
         }  # fmt: skip
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
-    ours = summary["upload"]
-    if ours["low"] >= TARGET:
-        return 0
-    return 1 if ours["high"] < TARGET else 3
+    low, high = interval(ratios(taken, "upload"))
+    return 0 if low >= TARGET else 1 if high < TARGET else 3
 
 
 if __name__ == "__main__":

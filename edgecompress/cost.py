@@ -88,11 +88,11 @@ def _counter(model: nn.Module) -> Any:
 
     aten = torch.ops.aten
 
-    class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    class Counter(TorchDispatchMode):
         macs = effective_macs = peak_bytes = 0
 
         def __init__(self) -> None:
-            super().__init__()  # type: ignore[no-untyped-call]
+            super().__init__()
             # Storages of what depends on weights alone. They are held on to, so an address is never taken by another.
             self.of_weights = {
                 t.untyped_storage()._cdata: t.untyped_storage() for t in [*model.parameters(), *model.buffers()]

@@ -9,7 +9,7 @@ from edgecompress_agent import sensors
 from edgecompress_agent.errors import AgentError
 from pydantic import AfterValidator, Field, model_validator
 
-from edgecompress.activations import for_this_machine
+from edgecompress.activations import ActivationType, for_this_machine
 from edgecompress.study import NAME, Spec, StudyPath
 
 _VARIABLE, _PROVIDER = r"^[A-Za-z_][A-Za-z0-9_]*$", r"^[A-Za-z][A-Za-z0-9_]*$"
@@ -163,6 +163,12 @@ class DeviceProfile(Spec):
             chosen = for_this_machine() if self.transport == "local" else "int8"
             object.__setattr__(self, "int8_activations", chosen)
         return self
+
+    @property
+    def activation_type(self) -> ActivationType:
+        """`int8_activations`, "auto" decided."""
+        assert self.int8_activations != "auto"
+        return self.int8_activations
 
     @property
     def baud_rate(self) -> int:

@@ -49,7 +49,7 @@ def run(fabric: Fabric, model: nn.Module, data: Dataset, loss: Loss, job: Job, p
 
     spec, world = job.spec, fabric.world_size
     model.train()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     optimizer: Any = make_optimizer(model, spec)
     wrapped, optimizer = fabric.setup(model, optimizer)
     ema = Ema(model, spec.ema) if spec.ema else None
@@ -123,7 +123,7 @@ def run(fabric: Fabric, model: nn.Module, data: Dataset, loss: Loss, job: Job, p
         ema.store(model)
         masks.apply(model)
         codebooks.apply(model)
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model.to(memory_format=torch.contiguous_format)
     return TrainRecord(
         epochs=spec.epochs, seconds=seconds, images=images_seen, final_loss=history[-1]["loss"], history=tuple(history),
         device=_device_name(fabric.device, world), precision=str(job.precision), seed=job.seed,
@@ -186,7 +186,7 @@ def _mix(*numbers: int) -> int:
 def _sum(fabric: Fabric, value: Tensor) -> Tensor:
     """The sum over all processes of a scalar; the value itself where there is one process."""
     total: Any = fabric.all_reduce(value.clone(), reduce_op="sum") if fabric.world_size > 1 else value
-    return total  # type: ignore[no-any-return]
+    return total
 
 
 def _check(tensor: Tensor, job: Job, epoch: int, step: int, lr: float, name: str = "the loss") -> None:

@@ -184,7 +184,7 @@ class DeviceBench:
         from edgecompress.export.contract import ExportContext, export_file
 
         noise = np.random.default_rng(0).standard_normal((_CALIBRATION_IMAGES, *in_shape)).astype(np.float32)
-        context = ExportContext(in_shape, noise, self.profile.int8_activations, cache or folder / "cache")  # type: ignore[arg-type]
+        context = ExportContext(in_shape, noise, self.profile.activation_type, cache or folder / "cache")
         return export_file(model, self._format, folder, stem, context)
 
     def latency_ms(self, file: Path, seconds: float, q: float = UNDISTURBED) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator
@@ -41,7 +41,7 @@ def matching(given: Iterable[str], layers: Iterable[str], key: str) -> list[str]
 
 
 def of_layers(
-    given: ValueT | Mapping[str, ValueT], layers: Sequence[str], key: str, *, partial: bool = False
+    given: ValueT | Mapping[str, ValueT], layers: Collection[str], key: str, *, partial: bool = False
 ) -> dict[str, ValueT]:
     """The value of each layer: one for all, or by pattern, of which the one with most other characters than `*` and `?` wins.
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecompress import data, plugins
+from edgecompress.activations import ActivationType
 from edgecompress.compress.contract import Asked, asked_of_device
 from edgecompress.errors import UserError
 from edgecompress.pools import Device, document_of, facts_of, members_of
@@ -87,7 +88,7 @@ class ArtifactNode:
     key: str
     model: str
     format: str
-    activation_type: str | None
+    activation_type: ActivationType | None
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ def _file_hashes(params: Any) -> list[str]:
 def _artifact(model_key: str, form: str, device: Device, data_key: str) -> ArtifactNode:
     exporter = plugins.find("edgecompress.export", form.replace("-", "_"), attribute="export", kind="format")
     # Only an ONNX int8 file has a choice of activation type; the others are shared between devices.
-    activation_type = members_of(device)[0].int8_activations if exporter.INT8 and exporter.FILE_TYPE == "onnx" else None
+    activation_type = members_of(device)[0].activation_type if exporter.INT8 and exporter.FILE_TYPE == "onnx" else None
     tools = versions("torch", "onnx", "onnxruntime", "litert-torch", "ai-edge-quantizer", "ai-edge-litert")
     key = content_key("artifact", model_key, form, activation_type, data_key, code_hash(EXPORT_CODE), tools)
     return ArtifactNode(key, model_key, form, activation_type)

@@ -123,7 +123,7 @@ def _untraceable(why: str) -> UserError:
     )
 
 
-class _Tracer(TorchDispatchMode):  # type: ignore[misc]
+class _Tracer(TorchDispatchMode):
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         super().__init__()
         self.parameters = {p.data_ptr(): (name, p) for name, p in model.named_parameters() if p.numel()}

@@ -151,7 +151,7 @@ def _with(model: nn.Module, file: Path) -> nn.Module:
 
 
 def _most(bits: int) -> int:
-    return 2 ** (bits - 1) - 1  # type: ignore[no-any-return]
+    return (1 << (bits - 1)) - 1
 
 
 def _outputs(model: nn.Module, name: str, cifar: Dataset, state: Path) -> Iterator[str]:
@@ -162,7 +162,7 @@ def _outputs(model: nn.Module, name: str, cifar: Dataset, state: Path) -> Iterat
 
     if (state / f"{name}.npz").exists():
         return
-    found = {}
+    found: dict[str, Any] = {}
     with torch.no_grad():
         for kind, part in (("val", cifar.val), ("test", cifar.test)):
             stream = data.batches(cifar, part, batch_size=100, shuffle=False, augment=False, seed=0, epoch=0)

@@ -71,9 +71,8 @@ class Parts:
         from edgecompress.compress.contract import Context
 
         scratch = self.given.state / "checkpoints" / name
-        more = {} if benches is None else {"benches": benches}
         return Context(
-            data=self.data, seed=seed, teacher=copy.deepcopy(model), scratch=scratch, progress=Told(), **more
+            data=self.data, seed=seed, teacher=copy.deepcopy(model), scratch=scratch, progress=Told(), benches=benches
         )
 
     def search(

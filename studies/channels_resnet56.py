@@ -71,7 +71,7 @@ def plain_group_magnitude(model: Any, context: Any, *, macs: float, multiple: in
     from edgecompress import cost
     from edgecompress.models.resnet import Shortcut
 
-    class BothSides(torch_pruning.pruner.function.BasePruningFunc):  # type: ignore[misc,name-defined]
+    class BothSides(torch_pruning.pruner.function.BasePruningFunc):
         def prune_out_channels(self, layer: Any, idxs: Any) -> Any:
             kept = [k for k in range(layer.out_channels) if k not in set(idxs)]
             layer.narrow(None, torch.tensor(kept), torch.device("cpu"))

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,7 @@ def network(given: argparse.Namespace, name: str = "resnet56") -> nn.Module:
 
 
 def trainings(
-    ways: dict[str, Way], given: argparse.Namespace, settings: dict[str, Any]
+    ways: Mapping[str, Way], given: argparse.Namespace, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], list[Training]] | None:
     """Every way with every seed, those done before from their files; None, and why on the terminal, when that cannot be.
 

@@ -209,7 +209,7 @@ def _scored(state: Path, job: Job, data: Dataset, part: Any) -> dict[str, Any]:
     scored = accuracy(_trained(state, job), data, part)
     right = np.array([hit == "1" for hit in scored.correct])
     facts: dict[str, Any] = json.loads((state / f"{job.name}.json").read_text())
-    return {**facts, "errors": int((~right).sum()), "correct": base64.b64encode(np.packbits(right)).decode()}
+    return {**facts, "errors": int((~right).sum()), "correct": base64.b64encode(np.packbits(right).tobytes()).decode()}
 
 
 def _about(given: argparse.Namespace, settings: dict[str, Settings]) -> dict[str, Any]:

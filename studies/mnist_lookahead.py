@@ -179,7 +179,7 @@ def _result(
         "test_error": 1 - correct.float().mean().item(), "test_error_before_retraining": before,
         "training_loss_of_last_1000": loss, "seconds": round(seconds, 1),
         "test_images": len(correct),
-        "correct": base64.b64encode(np.packbits(correct.numpy())).decode(),
+        "correct": base64.b64encode(np.packbits(correct.numpy()).tobytes()).decode(),
     }  # fmt: skip
 
 

@@ -82,6 +82,7 @@ def compress(arguments: argparse.Namespace) -> int:
         save_model(out, result.model)
         write_atomically(out / "report.json", json.dumps(to_json(result.report), indent=1) + "\n")
     before, after = result.report.cost_before, result.report.cost_after
+    assert before is not None and after is not None  # there are data
     rows = [
         ("parameters", f"{before.params:,}", f"{after.params:,}"),
         ("non-zero parameters", f"{before.nonzero_params:,}", f"{after.nonzero_params:,}"),
@@ -166,6 +167,7 @@ def _score_file(artifact: Path, arguments: argparse.Namespace) -> Accuracy:
 
 
 def export(arguments: argparse.Namespace) -> int:
+    from edgecompress.activations import ActivationType
     from edgecompress.export.contract import check_installed, export_artifact
     from edgecompress.studyfile import read_device
 
@@ -173,7 +175,7 @@ def export(arguments: argparse.Namespace) -> int:
     data = data_spec(arguments.data)
     for form in arguments.formats:
         check_installed(form)
-    activations = arguments.activations or read_device("local").int8_activations
+    activations: ActivationType = arguments.activations or read_device("local").activation_type
 
     import tempfile
 

@@ -58,13 +58,13 @@ def _show(report: PackReport) -> None:
         print(line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)))
     dense = report.dense_bytes
     print()
-    for name, size in (
+    for name, counted in (
         ("dense", float(dense)),
         ("as the paper counts, before coding", report.quantised_bytes),
         ("as the paper counts", report.paper_bytes),
         ("the file, every byte of it", float(report.file_bytes)),
     ):
-        print(f"{name:<38}{size:>14,.0f} bytes  {dense / size if size else 0:6.1f} x smaller")
+        print(f"{name:<38}{counted:>14,.0f} bytes  {dense / counted if counted else 0:6.1f} x smaller")
     sections = report.file_bytes - report.table_bytes - report.directory_bytes - report.head_bytes
     print(
         f"The file: sections {sections:,}, code tables {report.table_bytes:,} (the paper does not count them), "

@@ -6,6 +6,7 @@ import argparse
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from edgecompress.version import __version__
 
@@ -35,11 +36,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
     def verb(
-        name: str, help_text: str, module: str, *, within: object = verbs, resumable: bool = False
+        name: str, help_text: str, module: str, *, within: Any = verbs, resumable: bool = False
     ) -> argparse.ArgumentParser:
         sub: argparse.ArgumentParser = within.add_parser(
             name, help=help_text, description=help_text, parents=[everywhere]
-        )  # type: ignore[attr-defined]
+        )
         sub.set_defaults(verb=_verb(module, name if within is verbs else f"device_{name}"), resumable=resumable)
         return sub
 

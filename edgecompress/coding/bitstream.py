@@ -44,9 +44,9 @@ def encode(symbols: NDArray[np.integer], lengths: NDArray[np.integer]) -> bytes:
     # One more symbol, of no bits, fills the last row of the grid.
     bits = np.append(np.asarray(lengths, dtype=np.int64), 0)
     codes = np.append(huffman.codes(lengths), np.uint64(0))
-    grid = np.full(steps * lanes, len(lengths), dtype=np.uint16)
-    grid[: symbols.size] = symbols
-    grid = grid.reshape(steps, lanes)
+    filled = np.full(steps * lanes, len(lengths), dtype=np.uint16)
+    filled[: symbols.size] = symbols
+    grid = filled.reshape(steps, lanes)
     per_block = max(1, _BLOCK // steps)
     lane_bits = np.zeros(lanes, dtype=np.int64)
     parts: list[NDArray[np.uint64]] = []
@@ -149,7 +149,7 @@ def _windows(data: memoryview) -> NDArray[np.int64]:
 
 def _walk(
     data: memoryview, first: int, last: int, count: int, table: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], int]:
+) -> tuple[NDArray[np.uint16], int]:
     """`count` symbols of one lane between two bits: looks up what would start at every bit, then hops. (symbols, end bit)."""
     begin = first >> 3
     view = _windows(data[begin : -(-last // 8)])
@@ -165,7 +165,7 @@ def _walk(
         raise Damaged("a stream ends too early") from None
     if place > last - first:
         raise Damaged("a stream ends too early")
-    return rows[places] >> 4, first + place
+    return (rows[places] >> 4).astype(np.uint16), first + place
 
 
 def _step(

@@ -31,7 +31,8 @@ def costs_for(counts: NDArray[np.integer]) -> NDArray[np.uint8]:
 def probabilities(costs: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Of the used symbols, in order."""
     weights = np.exp2((1.0 - costs[costs > 0]) / 2)
-    return weights / weights.sum()
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares
 
 
 def encode(symbols: NDArray[np.integer], table: Table) -> bytes:
@@ -42,7 +43,7 @@ def encode(symbols: NDArray[np.integer], table: Table) -> bytes:
     numbers[used] = np.arange(used.size)
     coder = stream.stack.AnsCoder()
     coder.encode_reverse(numbers[symbols], _model(stream, table))
-    data = coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
+    data: bytes = coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0")
     return write_varint(len(data)) + data
 
 

@@ -33,7 +33,7 @@ def encode(positions: Iterable[int] | NDArray[np.integer], bits: int) -> Relativ
     places = np.asarray(positions if isinstance(positions, np.ndarray) else list(positions))
     if places.size and (places.ndim != 1 or not np.issubdtype(places.dtype, np.integer)):
         raise UserError("positions are no list of whole numbers", fix="Give the flat positions of the non-zeros.")
-    gaps = np.diff(places.astype(np.int64), prepend=-1) - 1
+    gaps = (np.diff(places.astype(np.int64), prepend=-1) - 1).astype(np.int64)
     if gaps.size and int(gaps.min()) < 0:
         raise UserError("positions do not rise from 0 on", fix="Give each position once, in order.")
     return split(gaps, bits)
@@ -64,6 +64,6 @@ def decode(index: RelativeIndex, bits: int | None = None) -> NDArray[np.int64]:
         raise UserError("a relative index has as many gaps as entries", fix="Give what `encode` returned.")
     if bits is not None and gaps.size and int(gaps.max()) >> bits:
         raise UserError(f"a stored gap does not fit in {bits} bits", fix="Give the bits that it was encoded with.")
-    places = np.cumsum(gaps, dtype=np.int64)
+    places: NDArray[np.int64] = np.cumsum(gaps, dtype=np.int64)
     places += np.arange(places.size)
     return places[~filler.astype(bool)]

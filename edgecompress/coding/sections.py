@@ -122,7 +122,7 @@ def _sparse_parts(bits: Bits, kept: int, codebook: Bits) -> tuple[NDArray[np.uin
     by_pattern = np.argsort(codebook)
     patterns, numbers = codebook[by_pattern], (by_pattern + 1).astype(np.uint16)
     values = np.empty(kept, dtype=np.uint16)
-    gaps = np.empty(kept, dtype=np.uint32 if bits.size < 1 << 32 else np.int64)
+    gaps: NDArray[np.integer] = np.empty(kept, dtype=np.uint32 if bits.size < 1 << 32 else np.int64)
     done, before = 0, -1
     for start, stop in _pieces(bits.size):
         piece = bits[start:stop]

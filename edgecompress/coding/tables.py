@@ -137,11 +137,11 @@ def choose(streams: Sequence[Stream], allowed: Sequence[int] = (HUFFMAN,)) -> tu
         for members in [*families.values(), *([streams[i]] for i in longest)]
         for coder in allowed
     ]
-    best: tuple[float, list[Table], list[int | None]] | None = None
+    best = _assign(streams, candidates)
     refitted: list[Table] = []
-    for _ in range(_ROUNDS):
-        found = _assign(streams, refitted + candidates)
-        if best is None or found[0] < best[0]:
+    for number in range(_ROUNDS):
+        found = _assign(streams, refitted + candidates) if number else best
+        if found[0] < best[0]:
             best = found
         takers: list[list[Stream]] = [[] for _ in best[1]]
         for stream, pick in zip(streams, best[2], strict=True):

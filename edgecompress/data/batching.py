@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -45,18 +45,18 @@ def augmented(images: np.ndarray, augment: str, rng: np.random.Generator) -> np.
     if augment == "shift" or "crop" in augment:
         pad_y, pad_x = (SHIFT, SHIFT) if augment == "shift" else (crop_padding(height), crop_padding(width))
         padded = np.pad(images, ((0, 0), (pad_y, pad_y), (pad_x, pad_x), (0, 0)))
-        rows = rng.integers(0, 2 * pad_y + 1, count)[:, None] + np.arange(height)
-        columns = rng.integers(0, 2 * pad_x + 1, count)[:, None] + np.arange(width)
+        rows = rng.integers(0, 2 * pad_y + 1, (count, 1)) + np.arange(height)
+        columns = rng.integers(0, 2 * pad_x + 1, (count, 1)) + np.arange(width)
         images = padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
     if "flip" in augment:
-        mirrored = rng.random(count) < 0.5
-        images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+        mirrored = rng.random((count, 1, 1, 1)) < 0.5
+        images = np.where(mirrored, images[:, :, ::-1], images)
     return images
 
 
 def batches(
     dataset: Dataset, part: Part, *, batch_size: int, shuffle: bool, augment: bool, seed: int, epoch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Batches of (images float32 (n, C, H, W) normalised, labels int64 (n,)); every image once, the last batch may be smaller.
 
     Order and augmentation (`dataset.augment`, where `augment`) depend on seed and epoch only. The next batch is read
@@ -74,7 +74,7 @@ def batch_rows(count: int, *, batch_size: int, shuffle: bool, seed: int, epoch: 
 
 def _read_ahead(
     dataset: Dataset, part: Part, chunks: list[np.ndarray], augment: bool, seeds: tuple[int, int]
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     import torch
 
     labels = part.labels

@@ -25,7 +25,7 @@ SIDE, TEST_IMAGES, TEST_SEED = 32, 497, 0
 def load(spec: DataSpec) -> RawDataset:
     """1,300 training and 497 test images, uint8 (n, 32, 32, 1), ten classes."""
     from PIL import Image
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.datasets import load_digits
 
     digits, labels = load_digits(return_X_y=True)
     small = np.round(digits.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)

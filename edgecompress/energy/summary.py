@@ -197,19 +197,19 @@ def summarise(
 
 def _integrate(power: wire.Power, readings: Readings, active: Sequence[wire.Window]) -> _Windows:
     idle = [w for w in power.windows if w.kind != "power" and w.end_ns > w.start_ns]
-    rows = []
+    rows: list[tuple[float, ...]] = []
     for window in active:
         start, end = readings.seconds(window)
         spans = [readings.local_range(edge, power.trace.clock_error_s) for edge in (start, end)]
         # the error of one edge is anything within half an interval times what the power can change there: uniform
-        edge_sd = readings.interval_s / 2 * math.hypot(*spans) / math.sqrt(3)
+        at_edges = readings.interval_s / 2 * math.hypot(*spans) / math.sqrt(3)
         clock = power.trace.clock_error_s * sum(spans)
         rows.append(
             (
                 readings.joules(start, end),
                 end - start,
                 window.inferences,
-                edge_sd,
+                at_edges,
                 clock,
                 _idle_of(window, idle, readings),
             )

@@ -49,7 +49,7 @@ def _tflite(path: Path, operators: Sequence[OpTime], batch: int) -> list[Cost]:
         return [(None, None, None)] * len(operators)
     first = [int(d) for d in graph.tensors[graph.inputs[0]].shape[:1]] if len(graph.inputs) else []
     factor = batch // first[0] if batch > 1 and first and first[0] else 1
-    found = []
+    found: list[tuple[str | None, int | None, int | None]] = []
     for operator, kind, told in zip(present, types, operators, strict=True):
         macs = _tflite_macs(graph, operator, kind)
         stored = sum(_buffer_bytes(model, graph.tensors[made_of.get(int(i), i)]) for i in operator.inputs if i >= 0)

@@ -52,7 +52,8 @@ def of_tensors(
                 values.size == reference.size
                 and np.abs(values - reference).max() <= _TOLERANCE * np.abs(reference).max()
             ):
-                found[name] = tuple(ranges[site])
+                low, high = ranges[site]
+                found[name] = (low, high)
                 missed.discard(site)
                 break
     lost = sorted(site for site in missed if ranges[site][1] > ranges[site][0])

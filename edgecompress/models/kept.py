@@ -47,7 +47,7 @@ def width(module: nn.Module, side: str) -> int | None:
     return None
 
 
-def cut(model: nn.Module, keep: Mapping[str, Mapping[str, Sequence[int]]]) -> nn.Module:
+def cut(model: nn.Module, keep: Mapping[str, Mapping[Any, Sequence[int]]]) -> nn.Module:
     """Leave only the channels of `keep` (module name → side → indices of its *present* channels, in order), in place.
 
     Masks, codebooks and whatever else lies beside a parameter in its shape are cut with it. The model is returned, with the

@@ -70,7 +70,7 @@ def operator_times(result: wire.Result, latency_ms: float) -> dict[str, Any] | N
     profile = result.operators
     if profile is None:
         return None
-    each = []
+    each: list[dict[str, Any]] = []
     for position, o in enumerate(profile.operators):
         calls = o.calls / profile.inferences
         each.append({
@@ -81,9 +81,9 @@ def operator_times(result: wire.Result, latency_ms: float) -> dict[str, Any] | N
         })  # fmt: skip
     total_ms = sum(o["ms"] for o in each)
     types: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for o in each:
-        o["share"] = o["ms"] / total_ms if total_ms else None
-        types[o["type"]].append(o)
+    for one in each:
+        one["share"] = one["ms"] / total_ms if total_ms else None
+        types[one["type"]].append(one)
     by_type = [
         {
             "type": kind,

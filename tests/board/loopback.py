@@ -94,7 +94,7 @@ class Sshd:
             with suppress(OSError):
                 name, _, rest = stat.read_text().rpartition(")")
                 parents[int(stat.parent.name)] = (int(rest.split()[1]), name.partition("(")[2])
-        ours, found = {self.process.pid}, True
+        ours, found = {self.process.pid}, {self.process.pid}
         while found:
             found = {p for p, (parent, name) in parents.items() if parent in ours and name.startswith("sshd")} - ours
             ours |= found

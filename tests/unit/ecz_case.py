@@ -7,11 +7,13 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from edgecompress.coding import ecz
+from edgecompress.coding.bitstream import Damaged
 from edgecompress.coding.table_bytes import write_varint
 
 
@@ -69,7 +71,7 @@ def with_good_checksums(data: bytes) -> bytes:
                 break
             bent[at + length : at + length + 4] = zlib.crc32(bent[at : at + length]).to_bytes(4, "little")
             at += length + 4
-    except (ecz.Damaged, KeyError, TypeError):
+    except (Damaged, KeyError, TypeError):
         pass
     return bytes(bent)
 
@@ -107,7 +109,7 @@ def _bent_directory(data: bytes, rng: np.random.Generator) -> bytes:
 
     magic, version, flags, packed, unpacked, tables, crc = ecz.HEAD.unpack(data[: ecz.HEAD.size])
     directory = ecz._directory(data[ecz.HEAD.size : ecz.HEAD.size + packed], unpacked)
-    wrong = [None, -1, 0, 1, 2**31, 2**63, 2**70, 1.5, True, "", "../x.safetensors", [], {}, [[]], "F32", "F64", "BOOL",
+    wrong: list[Any] = [None, -1, 0, 1, 2**31, 2**63, 2**70, 1.5, True, "", "../x.safetensors", [], {}, [[]], "F32", "F64", "BOOL",
              [2**20, 2**20], [2**40] * 9, [1] * 40]  # fmt: skip
     value = wrong[int(rng.integers(len(wrong)))]
     file = directory["files"][int(rng.integers(len(directory["files"])))]

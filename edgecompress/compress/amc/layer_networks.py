@@ -54,7 +54,7 @@ class Shape:
                 if self.kind == "linear":
                     return nn.Sequential(nn.Flatten(), nn.Linear(into, out, self.bias)).eval(), (into, 1, 1)
                 # With a bias, as every exporter folds a batch norm into one, and an activation, which engines fuse.
-                layer = nn.Conv2d(into, out, self.kernel, self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
+                layer = nn.Conv2d(into, out, self.kernel, self.stride, self.padding, self.dilation, self.groups)
                 return nn.Sequential(layer, nn.ReLU()).eval(), (into, self.size[0], self.size[1])
 
         return make
@@ -81,7 +81,7 @@ def shapes(model: nn.Module, in_shape: tuple[int, ...]) -> dict[str, Shape]:
                 return
             padding = module.padding if isinstance(module.padding, str) else tuple(module.padding)
             found[name] = Shape(
-                "conv", module.kernel_size, module.stride, padding, module.dilation,  # type: ignore[arg-type]
+                "conv", module.kernel_size, module.stride, padding, module.dilation,
                 tuple(inputs[0].shape[2:]), module.groups, True,
             )  # fmt: skip
 

@@ -39,9 +39,8 @@ class DeviceBudget:
 
     def __init__(self, space: ChannelSpace, params: Params, context: Context) -> None:
         """The table is measured, or taken from what is kept. UserError: nothing to measure on, a budget that is none."""
-        what = params.budget
-        assert what in ("latency", "energy")
-        self._what: Resource = what
+        what: Resource = "latency" if params.latency is not None else "energy"
+        self._what = what
         self._space, self._params, self._context = space, params, context
         self._bench = context.bench(params.device, params.format)
         grids, self.table = self._measure_layers()

@@ -74,7 +74,7 @@ def units_of(policy: Policy, space: Space, *, where: str) -> Units:
                 f"keep: {pattern!r} matches nothing of this network that can be cut", where=where,
                 fix=near_misses(pattern, aliases),
             )  # fmt: skip
-    by_layer = patterns.of_layers(policy.keep, list(aliases), "keep", partial=True)
+    by_layer: dict[str, float] = patterns.of_layers(policy.keep, list(aliases), "keep", partial=True)
     named: dict[str, dict[str, float]] = {}
     for layer, keep in by_layer.items():
         named.setdefault(aliases[layer], {})[layer] = keep

@@ -62,7 +62,7 @@ class Scorer:
 
         from edgecompress.evaluate import logits
 
-        model = model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(self._device, memory_format=torch.channels_last)
         right = 0
         with torch.no_grad():
             for images, labels in self._batches:

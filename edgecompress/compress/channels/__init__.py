@@ -128,11 +128,12 @@ def check(model: nn.Module, params: Params, context: Context) -> None:
     that matches nothing. The model is cut."""
     from edgecompress.compress.channels.cutting import Cutter
 
+    on_device = params.latency is not None  # then any cut tells whether there is something to cut
     known = dataclasses.replace(
-        params, steps=1, finetune=None, device=None, format="onnx-fp32",
+        params, steps=1, finetune=None, device=None, format="onnx-fp32", latency=None,
+        macs=0.999 if on_device else params.macs,
         multiple=1 if params.multiple == "auto" else params.multiple,
         importance="l2" if params.importance == "taylor" else params.importance,
-        **({"latency": None, "macs": 0.999} if params.latency is not None else {}),
     )  # fmt: skip
     Cutter(model, known, context).cut(1)
 

@@ -69,7 +69,7 @@ def _trace(model: nn.Module, example: Any) -> tuple[Any, dict[nn.Module, int]]:
     def called(module: nn.Module, inputs: Any, output: Any) -> None:
         uses[module] += 1
 
-    class Both(torch_pruning.pruner.function.BasePruningFunc):  # type: ignore[misc,name-defined]
+    class Both(torch_pruning.pruner.function.BasePruningFunc):
         """A shortcut's two sides are cut independently: the graph ends at it."""
 
         def prune_out_channels(self, layer: Any, idxs: Any) -> Any:
@@ -175,7 +175,7 @@ def _follow(graph: Any, root: Any, names: dict[Any, str], links: Links) -> None:
         pairs = [(own[r], int(i)) for i, r in zip(item.idxs, item.root_idxs, strict=True)]
         if module in names and _cuttable(module):
             coupled = passes_on(module)
-            sides = ("out",) if coupled or graph.is_out_channel_pruning_fn(handler) else ("in",)
+            sides: tuple[str, ...] = ("out",) if coupled or graph.is_out_channel_pruning_fn(handler) else ("in",)
             if coupled and kept.width(module, "in") is not None:
                 sides = ("in", "out")
             for side in sides:

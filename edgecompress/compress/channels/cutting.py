@@ -33,7 +33,7 @@ class Cutter:
         self.latency = (
             None if params.latency is None else measuring.LatencyBudget(model, self.in_shape, params, context)
         )
-        self.whole: tuple[int, int] | None = None  # MACs and parameters of the model as it came in
+        self.whole: tuple[float, float] | None = None  # MACs and parameters of the model as it came in
 
     def cut(self, number: int) -> None:
         """The pruning `number` (from 1) of params.steps: what is removed of the budget goes in equal parts."""

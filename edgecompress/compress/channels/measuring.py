@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from edgecompress import latency_search
 from edgecompress.errors import UserError
@@ -19,13 +19,31 @@ if TYPE_CHECKING:
 InShape = tuple[int, ...]
 
 
-def multiple_for(model: nn.Module, in_shape: InShape, params: Params, context: Context) -> int:
+class Asking(Protocol):
+    """The parameters of a method whose widths are multiples of something."""
+
+    @property
+    def multiple(self) -> int | Literal["auto"]: ...
+
+    @property
+    def device(self) -> str | None: ...
+
+    @property
+    def format(self) -> str: ...
+
+
+def multiple_for(model: nn.Module, in_shape: InShape, params: Asking, context: Context) -> int:
     """The multiple that widths are rounded to; where it is "auto" the device's, with what was measured among the notes."""
     if params.multiple != "auto":
         return params.multiple
-    found = context.bench(params.device, params.format).multiple(model, in_shape)
+    found = context.bench(params.device, params.format).multiple(model, _image(in_shape))
     context.note("multiple_measured", found)
     return int(found["multiple"])
+
+
+def _image(shape: InShape) -> tuple[int, int, int]:
+    channels, height, width = shape
+    return channels, height, width
 
 
 class LatencyBudget:
@@ -42,7 +60,7 @@ class LatencyBudget:
         UserError for a time in ms that the whole network does not exceed.
         """
         with self._context.bench(self._params.device, self._params.format).against(
-            self._dense, self._in_shape
+            self._dense, _image(self._in_shape)
         ) as ratio_of:
             wanted = self._params.latency
             if isinstance(wanted, str):

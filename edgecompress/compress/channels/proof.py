@@ -73,8 +73,8 @@ def silenced(model: nn.Module, keep: Keep) -> nn.Module:
         for name, sides in keep.items():
             module: Any = model.get_submodule(name)
             if isinstance(module, Shortcut):
-                whole = {side: list(range(kept.width(module, side) or 0)) for side in ("in", "out")}
-                module.silence(*{**whole, **sides}.values(), device_of(model))
+                into, out = (list(sides.get(side, range(kept.width(module, side) or 0))) for side in ("in", "out"))
+                module.silence(into, out, device_of(model))
                 continue
             for side, index in sides.items():
                 weight = getattr(module, "weight", None)

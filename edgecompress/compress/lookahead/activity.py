@@ -66,7 +66,7 @@ def _hand_back(graph: Graph, shares: dict[int, float]) -> None:
                 shares.setdefault(of, shares[unit])
 
 
-class _Counting(TorchDispatchMode):  # type: ignore[misc]
+class _Counting(TorchDispatchMode):
     """alive[i]: (C, …) how many images were above 0 after activation function i of the network, in the order of execution."""
 
     def __init__(self) -> None:

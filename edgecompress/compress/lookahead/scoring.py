@@ -102,8 +102,9 @@ class Scorer:
         downstream, upstream = self._around()
         previous = downstream[use.inputs]
         following = upstream[use.start : use.start + use.outputs]
-        if self.activity is not None and self.activity[number] is not None:
-            following = following * self.activity[number].square()
+        active = None if self.activity is None else self.activity[number]
+        if active is not None:
+            following = following * active.square()
         groups, kernel = use.groups, [1] * (weight.dim() - 2)
         first, second = (previous, following) if use.transposed else (following, previous)
         first = first.reshape(-1, 1, *kernel)

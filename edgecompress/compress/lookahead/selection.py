@@ -36,7 +36,7 @@ def select(
         raise UserError(f"there is no scope {scope!r}", fix="Scopes: layer, global.")
     check_mode(mode)
     kept = {name: present[name] for name in ratios if name in present}
-    order = list(ratios) if mode != "backward" else list(reversed(ratios))
+    order = list(ratios) if mode != "backward" else list(ratios)[::-1]
     for split in range(splits):
         removed = {name: (p / splits) / (1 - p * split / splits) for name, p in ratios.items()}
         if scope == "global":
@@ -108,7 +108,7 @@ def resolve(ratios: float | Mapping[str, float], names: Sequence[str]) -> dict[s
 def by_layer(ratios: Mapping[str, float], names: Sequence[str]) -> dict[str, float]:
     """Parameter name → ratio for the layers that a pattern matches. UserError: a pattern that matches none."""
     layers = {name.rpartition(".")[0]: name for name in names}
-    chosen = patterns.of_layers(ratios, list(layers), "ratios", partial=True)
+    chosen: dict[str, float] = patterns.of_layers(ratios, list(layers), "ratios", partial=True)
     return {layers[layer]: ratio for layer, ratio in chosen.items()}
 
 

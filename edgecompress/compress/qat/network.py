@@ -117,7 +117,7 @@ class QuantisedTraining:
             elif isinstance(module, _NORMS) and module.running_mean is not None and self._fixed:
                 forwards[module] = _fixed_forward(module)
         for module, forward in forwards.items():
-            module.forward = forward  # type: ignore[method-assign]
+            module.forward = forward
         try:
             yield
         finally:

@@ -19,7 +19,7 @@ Correction" (arXiv:1906.04721); Nagel et al. 2020, "Up or Down? Adaptive Roundin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -69,7 +69,7 @@ class Params:
     equalise: bool = False
     correct_bias: bool = False
     adaround: AdaRound = None
-    weight_bits: Annotated[int, Field(ge=7, le=8)] = 8
+    weight_bits: Literal[7, 8] = 8
     simulated_bits: Bits | dict[str, Bits] | None = None
 
     def __post_init__(self) -> None:
@@ -123,7 +123,7 @@ def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:
     if params.correct_bias:
         corrected = bias.correct(model, context, [name for name in layers if name not in kept], params, bits)
         context.note("corrected_layers", corrected)
-    rounded_bits = None
+    rounded_bits: Literal[7, 8] | None = None
     if params.adaround is not None:
         names = [name for name in layers if name not in kept]
         if adaround.round_weights(model, context, names, params, params.adaround).kept:

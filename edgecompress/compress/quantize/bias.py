@@ -8,6 +8,7 @@ the layer's bias, or, where the layer has none, into the running mean of the bat
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,11 +89,11 @@ def batch_norms(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
     held: list[Any] = []  # as long as a tensor is held, no other has its id
     found: dict[str, nn.Module] = {}
 
-    def give(name: str, output: Tensor) -> None:
+    def give(name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
         made[id(output)] = name
         held.append(output)
 
-    def take(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def take(norm: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
         name = made.get(id(inputs[0]))
         if name is not None:
             found[name] = norm
@@ -100,9 +101,9 @@ def batch_norms(model: nn.Module, images: Tensor) -> dict[str, nn.Module]:
     looks: list[tuple[nn.Module, Look]] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-            looks.append((module, lambda norm, inputs, _: take(norm, inputs)))
+            looks.append((module, take))
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.Linear):
-            looks.append((module, lambda _, __, output, name=name: give(name, output)))
+            looks.append((module, partial(give, name)))
     watch(model, [images], looks)
     return found
 

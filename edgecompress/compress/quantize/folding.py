@@ -53,4 +53,4 @@ def compute(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) ->
         return functional.conv_transpose2d(
             x, weight, bias, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
         )
-    return layer._conv_forward(x, weight, bias)  # type: ignore[no-any-return, operator]
+    return layer._conv_forward(x, weight, bias)

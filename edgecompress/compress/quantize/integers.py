@@ -142,11 +142,11 @@ def put(
     """
     new: list[tuple[fx.Node, nn.Module]] = []
     for node, weight_steps in weights.items():
-        read, end = steps[likes[node.args[0].name]], _end(traced, node, likes)  # type: ignore[union-attr]
+        read, end = steps[likes[node.args[0].name]], _end(traced, node, likes)
         if end is not None and read > 0 and steps[end] > 0:
             new.append((node, _Layer(traced.get_submodule(str(node.target)), weight_steps, read, steps[end])))
     for node in sites.additions(traced):
-        ends = (*(likes.get(term.name) for term in node.args), _end(traced, node, likes))  # type: ignore[union-attr]
+        ends = (*(likes.get(term.name) for term in node.args), _end(traced, node, likes))
         known = [end for end in ends if end is not None and steps[end] > 0]
         if len(known) == 3:
             a, b, written = (steps[end] for end in known)
