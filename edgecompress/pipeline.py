@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgecompress import data as datasets
 from edgecompress.benches import check_before
-from edgecompress.errors import StepFailed, UserError
+from edgecompress.errors import UserError
 from edgecompress.measuring import Measuring
 from edgecompress.on_device import DeviceBench
 from edgecompress.plan import ArtifactNode, ModelNode, Plan, Variant, make_plan
@@ -124,38 +124,24 @@ class _Run:
             asked = model.measures
             if asked is not None and self.dir.record("model", model.key, ModelRecord) is None:
                 check_before(str(asked.device), asked.format, self._sessions.of, energy=asked.energy)
-        for recipe, chain in self.plan.recipes.items():
-            self._check_network(recipe, *chain[1:2])
+        self._check_steps()
 
-    def _check_network(self, recipe: str, node: ModelNode | None = None) -> None:
-        """Whether a network such as the baseline can be given what a recipe's first step asks, while nothing has been trained.
-        (What a later step will be given is not known yet.)"""
-        from edgecompress.compress.contract import Context, can_check, check_network
-
-        if (
-            node is None
-            or not can_check(str(node.method))
-            or self.dir.record("model", node.key, ModelRecord) is not None
-        ):
-            return
+    def _check_steps(self) -> None:
         from edgecompress.models import build
+        from edgecompress.recipe import check_before as check_steps
 
-        dataset, spec = self._data(), self.study.model.model_copy(update={"weights": None})
-        model = build(spec, num_classes=dataset.num_classes, in_shape=dataset.in_shape, seed=self.study.seed).eval()
-        context = Context(
-            data=None,
-            seed=self.study.seed,
-            teacher=model,
-            scratch=self.dir.scratch(node.key),
-            in_shape=dataset.in_shape,
-        )
-        try:
-            check_network(str(node.method), node.params or {}, model, context)
-        except UserError as error:
-            where = f"recipes.{recipe}, step 1 ({node.method})" + (f", {error.where}" if error.where else "")
-            raise UserError(error.what, where=where, fix=error.fix) from error
-        except StepFailed:
-            pass  # which may be these first weights' own; the step will say so of the trained ones
+        def untrained() -> tuple[nn.Module, tuple[int, ...]]:
+            dataset, spec = self._data(), self.study.model.model_copy(update={"weights": None})
+            shape = dataset.in_shape
+            return build(spec, num_classes=dataset.num_classes, in_shape=shape, seed=self.study.seed).eval(), shape
+
+        for recipe, chain in self.plan.recipes.items():
+            waiting = {
+                number: Step(method=str(node.method), params=node.params or {})
+                for number, node in enumerate(chain[1:], 1)
+                if self.dir.record("model", node.key, ModelRecord) is None
+            }
+            check_steps(waiting, untrained, where=f"recipes.{recipe}, ")
 
     # --- the steps -------------------------------------------------------------------------------------------------
 
@@ -204,6 +190,7 @@ class _Run:
         model, steps = run_steps(
             model, (Step(method=node.method, params=node.params),), data=self._data(), seed=self.study.seed + chain.index(node),
             scratch=self.dir.scratch(node.key), progress=self.progress, teacher=teacher, benches=self._bench,
+            shared=self.dir.path("searches"),
         )  # fmt: skip
         return self._save_model(
             node, model, trainings=parent.trainings, weights=parent.weights, steps=(*parent.steps, *steps)

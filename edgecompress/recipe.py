@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompress import codebooks, masks
-from edgecompress.compress.contract import Benches, Context, full_params, parse_params
+from edgecompress.compress.contract import (
+    Benches,
+    Context,
+    can_check,
+    check_files,
+    check_network,
+    full_params,
+    parse_params,
+)  # fmt: skip
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.plugins import find
 from edgecompress.progress import SILENT, Progress
@@ -37,6 +46,7 @@ def run_steps(
     teacher: nn.Module | None = None,
     benches: Benches | None = None,
     in_shape: tuple[int, ...] | None = None,
+    shared: Path | None = None,
 ) -> tuple[nn.Module, tuple[StepRecord, ...]]:
     """The model after all steps (it may be the one given, changed in place), in eval mode, and what each step did.
 
@@ -44,7 +54,7 @@ def run_steps(
     once the result is kept. UserError: wrong parameters, no data where a step trains. StepFailed: a training that
     diverged, or a step that broke what an earlier one did. teacher: the dense model, when the steps start from a model
     that earlier steps made; default: the model that comes in. benches: the devices that a step may measure on. in_shape:
-    (C, H, W) of an image, where there are no data.
+    (C, H, W) of an image, where there are no data. shared: a directory for what steps of other recipes can use, too.
     """
     teacher = frozen_copy(model if teacher is None else teacher)
     records = []
@@ -57,6 +67,7 @@ def run_steps(
         context = Context(
             data=data, seed=(seed + number) % 2**32, teacher=teacher,
             scratch=scratch / f"step-{number + 1}-{step.method}", progress=progress, benches=benches, in_shape=in_shape,
+            shared=shared,
         )  # fmt: skip
         earlier = {name: mask.clone() for name, mask in masks.get(model).items()}
         earlier_codes = {name: codes.clone() for name, codes in codebooks.get(model).items()}
@@ -71,6 +82,30 @@ def run_steps(
             StepRecord(step.method, plain, time.monotonic() - began, tuple(context.trainings), dict(context.notes))
         )
     return model.eval(), tuple(records)
+
+
+def check_before(
+    steps: Mapping[int, Step], make: Callable[[], tuple[nn.Module, tuple[int, ...]]], *, where: str = ""
+) -> None:
+    """UserError for what cannot be, as far as that is known before anything is trained: of the first step what no network like that
+    of `make`, whatever its weights, can be given; of later ones the files that they name.
+
+    steps: number in the recipe, from 1 → what is still to be done. make: the untrained network in eval mode and the (C, H, W) of
+    its images; called only where a method can tell. where: what the message begins with.
+    """
+    for number, step in steps.items():
+        try:
+            if number == 1 and can_check(step.method):
+                model, in_shape = make()
+                context = Context(data=None, seed=0, teacher=model, scratch=Path(), in_shape=in_shape)
+                check_network(step.method, step.params, model, context)
+            elif number > 1:
+                check_files(step.method, step.params)
+        except UserError as error:
+            place = f"{where}step {number} ({step.method})" + (f", {error.where}" if error.where else "")
+            raise UserError(error.what, where=place, fix=error.fix) from error
+        except StepFailed:
+            pass  # which may be these weights' own; the step will say so of the trained ones
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

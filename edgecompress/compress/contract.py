@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Set
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -48,6 +49,24 @@ the dense model (`edgecompress.distillation`). None: no training."""
 
 Resource = Literal["latency", "energy"]
 """What a device is asked: ms or mJ of an inference."""
+
+
+def share_or(unit: str, example: str) -> BeforeValidator:
+    """Of a parameter that is a fraction of the whole network's in (0, 1), or an amount above 0 such as `example`."""
+    amount = re.compile(rf"([0-9]+(\.[0-9]+)?) ?{unit}")
+
+    def checked(value: Any) -> Any:
+        if value is None or (isinstance(value, float) and 0 < value < 1):
+            return value
+        found = amount.fullmatch(value) if isinstance(value, str) else None
+        if found is not None and float(found[1]) > 0:
+            return value
+        raise ValueError(
+            f"{value!r} is neither a fraction of the whole network's, above 0 and below 1, nor such as {example!r}"
+        )
+
+    return BeforeValidator(checked)
+
 
 Small = Callable[[], tuple["nn.Module", tuple[int, int, int]]]
 """Makes a small network, in eval mode, and says its (C, H, W)."""
@@ -132,6 +151,16 @@ def check_network(method: str, given: dict[str, Any], model: nn.Module, context:
         module.check(model, parse_params(method, given), context)
 
 
+def check_files(method: str, given: dict[str, Any]) -> None:
+    """UserError for a file that a step reads and cannot, or could not write, as far as that is known without a network.
+
+    A method that reads or writes files has `check_files(params)`. ValueError as in `full_params`.
+    """
+    module = plugins.find("edgecompress.compress", method, attribute="apply", kind="method")
+    if hasattr(module, "check_files"):
+        module.check_files(parse_params(method, given))
+
+
 def method_names() -> list[str]:
     return plugins.names("edgecompress.compress", attribute="apply")
 
@@ -195,6 +224,8 @@ class Context:
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
     in_shape: tuple[int, ...] | None = None
     """(C, H, W) of an image, where the caller gave it without data."""
+    shared: Path | None = None
+    """A directory of the run where a step may keep what another step can use, too (a search); None: there is none."""
 
     def input_shape(self, model: nn.Module, method: str) -> tuple[int, ...]:
         """(C, H, W) of an image: of the data, else as the caller gave it, else what the network was built for. UserError: none."""

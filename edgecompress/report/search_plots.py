@@ -18,10 +18,8 @@ MOST_NAMES = 40
 
 
 def plots(found: Found) -> list[Plot]:
-    """Rewards and policy of one search; none of a search that found nothing."""
-    if not found.policies():
-        return []
-    return [_rewards(found), _policy(found)]
+    """Rewards and policy of one search, or the policy that was given."""
+    return [*([_rewards(found)] if found.searched else []), _policy(found)]
 
 
 def _rewards(found: Found) -> Plot:
@@ -48,8 +46,7 @@ def _rewards(found: Found) -> Plot:
 
 
 def _policy(found: Found) -> Plot:
-    policies = found.policies()
-    applied = policies.get("amc") or next(iter(policies.values()))
+    applied = found.applied
     names = list(applied)
     with drawing(f"{found.key}-keep", (max(5.6, 0.17 * len(names) + 1.5), 4.6)) as (figure, axes):
         places = range(len(names))
@@ -61,9 +58,12 @@ def _policy(found: Found) -> Plot:
         axes.set_ylabel("Kept (%)")
         axes.set_ylim(0, 100)
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=10)
-        tips = [w.plain(f"{n}: {100 * applied[n]:.1f} % kept") for n in names]
+        tips = [
+            w.plain(f"{n}: {100 * applied[n]:.1f} % kept" + (f", {found.count(n)}" if found.count(n) else ""))
+            for n in names
+        ]
         svg = svg_of(figure, f"{found.key}-keep", tips)
-    what = "weights of each layer" if found.search["granularity"] == "weights" else "channels of each group"
+    what = "weights of each layer" if found.granularity == "weights" else "channels of each group"
     return Plot(
         w.plain(f"Kept of the {what}: {found.title}"),
         f"Bars of {len(names)} fractions, in the order of the network.",

@@ -1,6 +1,7 @@
 """The searches of methods (AMC): what each strategy found under the same budget, what it tried, and what the policy keeps.
 
-A search is a step's note `search`; a recipe whose steps searched has one section however many variants there are of it.
+A search is a step's note `search`, a policy that was given its note `policy`; a recipe has one section for each however many
+variants there are of it.
 """
 
 from __future__ import annotations
@@ -18,20 +19,35 @@ LONG_NOTES = ("search", "on_device")
 
 @dataclass(frozen=True)
 class Found:
-    """One search. title and key: unique in a report; notes: of its step."""
+    """One search, or one policy that was given. title and key: unique in a report; notes: of its step."""
 
     key: str
     title: str
     notes: dict[str, Any]
 
     @property
+    def searched(self) -> bool:
+        return "search" in self.notes
+
+    @property
+    def granularity(self) -> str:
+        return "weights" if "kept_weights" in self.notes else "channels"
+
+    @property
+    def applied(self) -> dict[str, float]:
+        """Group or layer → fraction kept."""
+        found: dict[str, float] = self.notes["policy"]
+        return found
+
+    def count(self, name: str) -> str:
+        """ "8 of 16" units of a group or layer; "" where that is not recorded."""
+        kept = self.notes.get("kept_weights" if self.granularity == "weights" else "widths", {}).get(name)
+        return f"{kept[0]:,} of {kept[1]:,}" if kept else ""
+
+    @property
     def search(self) -> dict[str, Any]:
         found: dict[str, Any] = self.notes["search"]
         return found
-
-    def policies(self) -> dict[str, dict[str, float]]:
-        """Strategy → group → fraction kept, of those that found one."""
-        return {n: s["best"]["policy"] for n, s in self.search["strategies"].items() if s["best"] is not None}
 
 
 def of(document: dict[str, Any]) -> Iterator[Found]:
@@ -39,13 +55,15 @@ def of(document: dict[str, Any]) -> Iterator[Found]:
     for number, recipe in enumerate(document["study"]["recipes"]):
         row = next((r for r in document["rows"] if r["recipe"] == recipe and r["step_results"]), None)
         for place, step in enumerate(row["step_results"] if row else [], 1):
-            if "search" in step["notes"]:
+            if "policy" in step["notes"]:
                 title = w.plain(f"{recipe}, step {place}: {step['method']}")
                 yield Found(f"search-{number}-{place}", title, step["notes"])
 
 
 def table(found: Found) -> Table:
-    """What every strategy came to. Rewards are of validation images, before any fine-tuning."""
+    """What every strategy came to. Rewards are of validation images, before any fine-tuning. Of a given policy: what it keeps."""
+    if not found.searched:
+        return _policy_table(found)
     rows = []
     for name, tried in found.search["strategies"].items():
         best = tried["best"]
@@ -73,6 +91,27 @@ def table(found: Found) -> Table:
     return Table(found.key, f"Search: {found.title}", " ".join(sentences(found)), columns, tuple(rows))
 
 
+def _policy_table(found: Found) -> Table:
+    rows = tuple(
+        (
+            Cell(w.plain(name)),
+            Cell(w.percent(keep), sort=keep),
+            Cell(w.plain(found.count(name)) or w.NONE),
+        )
+        for name, keep in found.applied.items()
+    )
+    columns = (
+        Column("Layer" if found.granularity == "weights" else "Group", numeric=False),
+        Column("Kept"),
+        Column("Weights" if found.granularity == "weights" else "Channels"),
+    )
+    unnamed = found.notes.get("not_named")
+    said = "Nothing was searched: the policy was given."
+    if unnamed:
+        said += f" It does not name {w.value_text(unnamed)}, which stayed whole."
+    return Table(found.key, f"Policy: {found.title}", w.plain(said), columns, rows)
+
+
 def sentences(found: Found) -> list[str]:
     """What was searched under which budget, how fast, and what is to be known of it."""
     search, notes = found.search, found.notes
@@ -80,7 +119,8 @@ def sentences(found: Found) -> list[str]:
         "no budget" if search["budget"] is None else f"a budget of {search['budget']} {w.value_text(search['share'])}"
     )
     said = [
-        f"Reward {search['reward']} on {search['scored_on']}, before fine-tuning, under {budget}; the applied policy is amc's."
+        f"Reward {search['reward']} on {search['scored_on']}, before fine-tuning, under {budget}; the applied policy is that of "
+        f"{notes.get('applied', 'amc')}."
     ]
     if search["policies_per_second"]:
         said.append(

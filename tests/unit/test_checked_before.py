@@ -40,6 +40,20 @@ def test_a_network_that_cannot_be_given_what_is_asked_is_found_out_before_the_tr
     assert not list((tmp_path / "run").rglob("records"))
 
 
+def test_files_of_later_steps_are_looked_at_before_the_training(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "policy.yaml").write_text("")
+    (tmp_path / "study.yaml").write_text(
+        "name: s\nmodel: {name: resnet20}\ndata: {name: digits}\nbaseline: {epochs: 1}\ndevices: [local]\n"
+        "recipes: {cut: [{method: magnitude}, {method: amc, policy: policy.yaml}]}\nformats: [onnx-fp32]\n"
+    )
+    assert main(["run", "study.yaml", "--out", "run"]) == 2
+    said = capfd.readouterr().err
+    assert "recipes.cut, step 2 (amc), " in said and "policy.yaml: is empty" in said and "docs/methods/amc.md" in said
+    assert not list((tmp_path / "run").rglob("records"))
+
+
 @pytest.mark.parametrize(
     ("method", "params"),
     [

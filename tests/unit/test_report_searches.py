@@ -50,7 +50,7 @@ def notes() -> dict[str, Any]:
                            {"evaluation": 50, "predicted": 0.46, "measured": 0.498, "error": -0.076}],
         "share": 0.5, "whole": None, "measured": 0.498, "met": True, "identity": {},
     }  # fmt: skip
-    return {"search": search, "on_device": device, "better_than_amc": ["greedy"], "policy": {HOSTILE: 0.5}}
+    return {"search": search, "on_device": device, "better_than_amc": ["greedy"], "policy": {**KEEP, HOSTILE: 0.5}}
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +98,21 @@ def test_markdown_has_the_same_figures(document):
 def test_a_study_without_a_search_has_no_section():
     document = rows.document(case.report_input())
     assert view.make(document).searches == () and "Search: " not in report.render(document, "html")
+
+
+def test_a_policy_that_was_given_is_a_table_and_drawn():
+    made = case.report_input()
+    notes = {
+        "policy": {"conv1": 0.5, HOSTILE: 1.0},
+        "widths": {"conv1": [8, 16], HOSTILE: [4, 4]},
+        "not_named": [HOSTILE],
+    }
+    step = StepRecord("amc", {"policy": "half.yaml"}, 1.0, (), notes)
+    model = dataclasses.replace(made.models["magnitude-80"], steps=(step,))
+    document = rows.document(dataclasses.replace(made, models={**made.models, "magnitude-80": model}))
+    (table,) = view.make(document).searches
+    assert table.title == "Policy: magnitude-80, step 1: amc" and "which stayed whole" in table.intro
+    assert [cell.text for cell in table.rows[0]] == ["conv1", "50.00 %", "8 of 16"]
+    html = report.render(document, "html")
+    assert "conv1: 50.0 % kept, 8 of 16" in html and "Reward against evaluations" not in html and HOSTILE not in html
+    assert "## Policy: magnitude-80" in report.render(document, "md")

@@ -14,13 +14,14 @@ agent: Lillicrap et al. 2016 (arXiv:1509.02971); the least squares: He et al. 20
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from edgecompress import patterns
-from edgecompress.compress.contract import Context, FineTune, Resource
+from edgecompress.compress.contract import Context, FineTune, Resource, share_or
 from edgecompress.study import ExistingPath, StudyPath
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 Share = Annotated[float, Field(gt=0, lt=1)]
 Reward = Literal["error", "accuracy", "error-log-macs", "error-log-params"]
 Baseline = Literal["uniform", "random", "greedy", "evolutionary"]
-
-Milliseconds = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?ms$")]
-Millijoules = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?mJ$")]
 
 ON_DEVICE: tuple[Resource, ...] = ("latency", "energy")
 BUDGETS = ("macs", "params", "bytes", *ON_DEVICE)
@@ -55,12 +53,13 @@ class Params:
     granularity: "channels": a group of channels that hang together is one action; "weights": one layer's single weights.
     episodes: policies that the agent evaluates. warmup: of them, those with even random actions before it learns.
     patience: end when so many evaluations in a row brought nothing better (after twice the warm-up); None: never.
-    baselines: searches that get as many evaluations as the agent had: "uniform" (which has one policy only), "random",
-        "greedy" (by sensitivity), "evolutionary".
+    baselines: searches that get as many evaluations as the agent had: "uniform" (which under a budget has one policy only),
+        "random", "greedy" (by sensitivity), "evolutionary".
+    choose: whose policy is applied and saved: "amc": the agent's; "best": that of whichever search found the best one.
     images: of the validation part that a policy is scored on, at most; and training images that importance taylor looks at.
     fit: training images that the layers behind removed channels are fitted on by least squares; 0: they are not; channels
         only, default 500.
-    lower: fraction of every group that is kept at least, in (0, 1].
+    lower: fraction of every group that is kept at least, to the nearest whole unit, in (0, 1].
     multiple: numbers of channels are multiples of it (or all); "auto": of what the engine of `device` likes; channels only.
     which: "inner": channels inside blocks; "stream": those of residual streams; "all"; channels only.
     importance: which of a group's channels go first: "readers" (Σ|w| of what reads them, as in the paper), "l1", "l2", "lap",
@@ -76,8 +75,8 @@ class Params:
     macs: Share | None = None
     params: Share | None = None
     bytes: Share | None = None
-    latency: Share | Milliseconds | None = None
-    energy: Share | Millijoules | None = None
+    latency: Annotated[float | str | None, share_or("ms", "12.5 ms")] = None
+    energy: Annotated[float | str | None, share_or("mJ", "3.2 mJ")] = None
     reward: Reward = "error"
     unspent: Literal["left", "spread"] = "left"
     granularity: Literal["channels", "weights"] = "channels"
@@ -85,6 +84,7 @@ class Params:
     warmup: Annotated[int, Field(ge=0)] = 100
     patience: Annotated[int, Field(ge=1)] | None = None
     baselines: tuple[Baseline, ...] = ("uniform", "random", "greedy", "evolutionary")
+    choose: Literal["amc", "best"] = "amc"
     images: Annotated[int, Field(ge=1)] = 5000
     fit: Annotated[int, Field(ge=0)] | None = None
     lower: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -107,17 +107,26 @@ class Params:
                 "device and format are what latency, energy and multiple: auto are measured on; none is asked for"
             )
         if self.policy is not None:
-            if budgets or self.save is not None:
-                raise ValueError("a policy says itself what is kept: leave the budget and save out")
+            self._check_beside_policy()
             return
         if not budgets and self.reward in ("error", "accuracy"):
             object.__setattr__(self, "macs", 0.5)
+        if self.unspent == "spread" and self.budget is None:
+            raise ValueError("unspent: there is no budget that could be left; leave it out, or give one")
         if self.warmup >= self.episodes:
             raise ValueError(f"warmup ({self.warmup}) must be below episodes ({self.episodes})")
         if len(set(self.baselines)) < len(self.baselines):
             raise ValueError("baselines: each once")
         if self.granularity == "weights":
             _check_weights(self)
+
+    def _check_beside_policy(self) -> None:
+        """ValueError: what would have no effect beside a given policy."""
+        used = ("granularity", "fit", "images", "which", "importance", "exclude", "policy", "finetune")
+        others = [f for f in dataclasses.fields(self) if f.name not in used and getattr(self, f.name) != f.default]
+        if others:
+            names = ", ".join(f.name for f in others)
+            raise ValueError(f"a policy says itself what is kept, and nothing is searched: leave {names} out")
 
     @property
     def budget(self) -> str | None:
@@ -149,6 +158,13 @@ def _check_weights(params: Params) -> None:
     given = [name for name, value in usual.items() if getattr(params, name) != value]
     if given:
         raise ValueError(f"{' and '.join(given)}: for channels only; with granularity weights leave it out")
+
+
+def check_files(params: Params) -> None:
+    """UserError: a policy that cannot be read, a file that cannot be written."""
+    from edgecompress.compress.amc import applying
+
+    applying.check_files(params)
 
 
 def check(model: nn.Module, params: Params, context: Context) -> None:

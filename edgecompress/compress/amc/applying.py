@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompress import cost, resume
-from edgecompress.compress.amc import ON_DEVICE, policy, scoring, spaces
+from edgecompress.compress.amc import ON_DEVICE, notes, policy, scoring, spaces
 from edgecompress.compress.amc.environment import Environment, Units
 from edgecompress.compress.amc.greedy import Greedy
 from edgecompress.compress.amc.measuring import DeviceBudget
@@ -16,6 +18,7 @@ from edgecompress.compress.amc.spaces import ChannelSpace, Space, WeightSpace
 from edgecompress.compress.amc.strategies import Evolutionary, Learning, Random, Strategy, Uniform
 from edgecompress.compress.channels import measuring
 from edgecompress.errors import StepFailed, UserError
+from edgecompress.rundir import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +27,13 @@ if TYPE_CHECKING:
     from edgecompress.compress.contract import Context
 
 _FORMAT = 1
+
+
+def check_files(params: Params) -> None:
+    """UserError: a policy's file that cannot be read, or could not be written."""
+    _check_writable(params)
+    if params.policy is not None:
+        policy.read(params.policy)
 
 
 def check(model: nn.Module, params: Params, context: Context) -> None:
@@ -50,6 +60,7 @@ def search(model: nn.Module, params: Params, context: Context) -> None:
     space = _space(model, params, context)
     _check_choices(space, params)
     device = DeviceBudget(space, params, context) if params.budget in ON_DEVICE else None
+    identity = None if device is None else device.identity
     env = _environment(space, params, device)
     _learn(space, params, context)
 
@@ -57,33 +68,36 @@ def search(model: nn.Module, params: Params, context: Context) -> None:
         keep = env.ratios(units)
         return scoring.reward(params.reward, top1, space.costs["macs"](keep), space.costs["params"](keep))
 
+    key = resume.state_key(model, data, [_FORMAT, _decisive(params), context.seed, data.record(), identity])
     found = Search(
         env,
         lambda units: scorer.top1(space.candidate(units)),
         reward,
-        folder=context.scratch / "search",
-        key=resume.state_key(model, data, [_FORMAT, _decisive(params), context.seed, data.record()]),
+        folder=context.scratch / "search" if context.shared is None else context.shared / f"amc-{key[:16]}",
+        key=key,
         progress=context.progress,
         watcher=device,
     )
     if device is not None:
         env.budget = device.share  # as it was when the search began, where this goes on from one
-        device.probe(env)
+        device.probe(env, found.save)
     found.run(_learning(env, params, context), params.episodes, patience=params.patience, least=2 * params.warmup)
     spent = len(found.trails["amc"].units)
     for name in params.baselines:
         found.run(_baseline(name, env, spent, context.seed), spent)
-    best = found.best("amc")
-    if device is not None and best is not None and not device.knows(best.units):
-        best = found.best("amc", among=device.knows) or best
-    if best is None:
+    searches: tuple[str, ...] = ("amc", *params.baselines)
+    best = {name: result for name in searches if (result := _best(found, name, device)) is not None}
+    if "amc" not in best and (params.choose == "amc" or not best):
         raise StepFailed("amc: no policy kept to the budget")
-    _finish(model, space, best.units, params, context)
-    _note_search(found, best, space, env, params, context, scored_on=scorer.images)
+    chosen = "amc" if params.choose == "amc" else max(best, key=lambda n: best[n].reward)
+    units = best[chosen].units
+    _finish(model, space, units, params, context)
+    context.note("applied", chosen)
+    notes.of_search(found, best, space, env, params, context, scored_on=scorer.images)
     if device is not None:
-        _note_device(device, best.units, params, context)
+        notes.of_device(device, units, params, context)
     if params.save is not None:
-        policy.write(params.save, params.granularity, policy.ratios(space, best.units))
+        _save(params.save, policy.text(params.granularity, policy.ratios(space, units)), context)
 
 
 def from_file(model: nn.Module, params: Params, context: Context) -> None:
@@ -97,15 +111,53 @@ def from_file(model: nn.Module, params: Params, context: Context) -> None:
 def _policy_of(params: Params, model: nn.Module, context: Context) -> tuple[Params, Any, Units]:
     """The parameters as the policy's file has them, what it is about, and its units."""
     assert params.policy is not None
-    given = policy.read(params.policy)
+    given, where = policy.read(params.policy), str(params.policy)
+    if params.granularity == "weights" != given.granularity:
+        raise UserError(f"the policy is one of {given.granularity}, and granularity weights is asked for", where=where)
+    ignored = [n for n in ("which", "importance", "fit") if getattr(params, n) != getattr(type(params), n)]
+    if given.granularity == "weights" and ignored:
+        raise UserError(
+            f"{' and '.join(ignored)}: for channels only, and the policy is one of weights",
+            where=where,
+            fix="Leave it out.",
+        )
     wanted = dataclasses.replace(params, granularity=given.granularity)
     space = _space(model, wanted, context)
-    return wanted, space, policy.units_of(given, space, where=str(params.policy))
+    units = policy.units_of(given, space, where=where)
+    unnamed = policy.unnamed(given, space)
+    if unnamed:
+        what = "groups" if given.granularity == "channels" else "layers"
+        context.note("not_named", unnamed)
+        context.progress.say(
+            f"amc: {where} names {len(units) - len(unnamed)} of {len(units)} {what}; {', '.join(unnamed)} stay whole"
+        )
+    return wanted, space, units
+
+
+def _best(found: Search, name: str, device: DeviceBudget | None) -> Result | None:
+    """A search's best policy; of those under a budget on a device one that was measured, where there is one."""
+    best = found.best(name)
+    if device is not None and best is not None and not device.knows(best.units):
+        return found.best(name, among=device.knows) or best
+    return best
+
+
+def _save(file: Path, text: str, context: Context) -> None:
+    """Write the policy. What was in the file before is kept beside it, where it is something else."""
+    if file.exists() and file.read_text(encoding="utf-8", errors="replace") != text:
+        before = next(f for n in itertools.count(1) if not (f := file.with_name(f"{file.name}~{n}")).exists())
+        file.replace(before)
+        context.progress.say(f"amc: {file} is written anew; what was in it is now {before}")
+    write_atomically(file, text)
 
 
 def _decisive(params: Params) -> dict[str, Any]:
     """The parameters that decide what a search finds (not which others there are, where it is written, nor what comes after)."""
-    return {k: v for k, v in dataclasses.asdict(params).items() if k not in ("finetune", "save", "policy", "baselines")}
+    return {
+        k: v
+        for k, v in dataclasses.asdict(params).items()
+        if k not in ("finetune", "save", "policy", "baselines", "choose")
+    }
 
 
 def _check_writable(params: Params) -> None:
@@ -170,7 +222,7 @@ def _learning(env: Environment, params: Params, context: Context) -> Learning:
 
 def _baseline(name: str, env: Environment, evaluations: int, seed: int) -> Strategy:
     if name == "uniform":
-        return Uniform(env)
+        return Uniform(env, evaluations)
     if name == "random":
         return Random(env, seed)
     return Greedy(env, evaluations, seed) if name == "greedy" else Evolutionary(env, seed)
@@ -199,60 +251,3 @@ def _finish(model: nn.Module, space: Any, units: Units, params: Params, context:
         note("params_left", after.nonzero_params / before[0].nonzero_params)
         note("kept_weights", {c.name: [n, c.size] for c, n in zip(space.choices, units, strict=True)})
     note("policy", policy.ratios(space, units))
-
-
-def _note_device(device: DeviceBudget, units: Units, params: Params, context: Context) -> None:
-    """The table, what it was off by, and whether the applied policy's network was measured to keep to the budget."""
-    found = device.notes(units)
-    context.note("on_device", found)
-    context.note("budget_met", found["met"])
-    if not found["met"]:
-        measured = "not measured" if found["measured"] is None else f"{found['measured']:.3f} of the whole network's"
-        reason = f"{params.budget}: {device.share:.3f} was asked for; the policy's network is {measured}"
-        context.note("budget_reason", reason)
-        context.progress.say(f"amc: {reason}")
-
-
-def _note_search(
-    found: Search, applied: Result, space: Space, env: Environment, params: Params, context: Context, *, scored_on: int
-) -> None:
-    """All that was tried: for each strategy the reward of every evaluation, and its best policy, which can be applied as well."""
-    strategies: dict[str, Any] = {}
-    for name in ("amc", *params.baselines):
-        trail = found.trails[name]
-        best = applied if name == "amc" else found.best(name)
-        strategies[name] = {
-            "evaluations": len(trail.units),
-            "different": len(set(trail.units)),
-            "seconds": round(trail.seconds, 1),
-            "rewards": [None if r is None else round(r, 6) for r in found.rewards(name)],
-            "best": None if best is None else {
-                "reward": best.reward, "top1": best.top1, "evaluation": best.evaluation,
-                "budget_used": env.used(env.ratios(best.units)) / env.used([1.0] * len(env.choices)),
-                "policy": policy.ratios(space, best.units),
-            },
-        }  # fmt: skip
-    speed = found.scored / found.scoring_s if found.scoring_s else None
-    context.note(
-        "search",
-        {
-            "reward": params.reward,
-            "granularity": params.granularity,
-            "budget": params.budget,
-            "share": None if params.budget is None else getattr(params, params.budget),
-            "scored_on": f"{scored_on} images of val",
-            "policies_per_second": speed,
-            "policies_scored": found.scored,
-            "scoring_seconds": round(found.scoring_s, 1),
-            "resumed_at": found.resumed_at,
-            "strategies": strategies,
-        },
-    )
-    rewards = {n: s["best"]["reward"] for n, s in strategies.items() if s["best"] is not None}
-    better = [n for n, value in rewards.items() if n != "amc" and value > rewards["amc"]]
-    if better:
-        said = ", ".join(f"{n} {rewards[n]:.4g}" for n in better)
-        context.note("better_than_amc", better)
-        context.progress.say(
-            f"amc: a better policy was found by {said} (the agent's: {rewards['amc']:.4g}); see the notes"
-        )

@@ -167,6 +167,10 @@ class Environment:
         given = iter(actions)
         return self.run(lambda state: next(given)).units
 
+    def evenly(self, ratio: float) -> Units:
+        """The policy that keeps this fraction everywhere, rounded as actions are; the least of a choice where that is more."""
+        return tuple(max(c.units(ratio), c.lowest) for c in self.choices)
+
     def uniform(self) -> Units:
         """The policy that keeps the same fraction everywhere, as large as the budget allows (the least of a choice where that
         is more, and rounded as actions are)."""

@@ -20,14 +20,19 @@ STEPS = 16
 class Greedy:
     """First each group is cut alone, at a few ratios (these networks are over the budget and no candidates); then the group that
     loses least accuracy for what it saves is cut a step, again and again, until the budget is kept; then exchanges are tried:
-    one group gets a step back and others give one, and what is better stays.
+    one group gets a step back and others give one, and what is better stays. Without a budget the cuts go on to the least of
+    everything, each a candidate, and then single groups are changed up or down.
     """
 
     name = "greedy"
 
     def __init__(self, env: Environment, evaluations: int, seed: int) -> None:
         self._env, self._rng = env, np.random.default_rng([seed, 4])
-        self._scan = self._points(max(1, int(SHARE * evaluations)))
+        scanned = max(1, int(SHARE * evaluations))
+        self._scan = self._points(scanned)
+        cuts = sum(min(c.levels - 1, STEPS) for c in env.choices)
+        # Without a budget: cuts between two candidates, so that half of what is left reaches the least.
+        self._stride = max(1, round(2 * cuts / max(1, evaluations - scanned)))
         self._lost: list[float] = []  # accuracies of the scan: the whole network's first
         self._best: tuple[float, Units] | None = None
         self._first: Units | None = None
@@ -53,6 +58,8 @@ class Greedy:
         if len(self._lost) <= len(self._scan):
             number, units = self._scan[len(self._lost) - 1]
             return (*whole[:number], units, *whole[number + 1 :])
+        if self._env.budget == float("inf"):
+            return self._unbounded(self._first or whole)
         if self._first is None:
             self._first = self._assemble()
             return self._first
@@ -95,6 +102,23 @@ class Greedy:
             if number is None:
                 return self._env.lowest()
             units[number] = self._down(number, units[number]) or units[number]
+        return tuple(units)
+
+    def _unbounded(self, at: Units) -> Units:
+        """The next candidate where no budget says when to stop. at: the last of the cuts."""
+        units = list(at)
+        for _ in range(self._stride):
+            number = self._cheapest(units)
+            if number is not None:
+                units[number] = self._down(number, units[number]) or units[number]
+        if tuple(units) != at:
+            self._first = tuple(units)
+            return self._first
+        units = list(self._best[1] if self._best else at)
+        number = int(self._rng.integers(len(units)))
+        lower = self._down(number, units[number])
+        upwards = lower is None or bool(self._rng.random() < 0.5)
+        units[number] = self._up(number, units[number]) if upwards else int(lower or units[number])
         return tuple(units)
 
     def _cheapest(self, units: list[int], but: int | None = None) -> int | None:

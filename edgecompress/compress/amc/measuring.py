@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ RETRY_WAITS_S = (5.0, 30.0)
 """A device that failed is asked again after so long, and then the search pauses."""
 PROBES = 3
 """Whole networks that are measured before the search: the uniform policy and random ones."""
+HOPELESS = 1.5
+"""Times the budget: where the table alone says so much of the least, no whole network is measured."""
 LOOK_EVERY = 50
 """The best policy is measured after so many evaluations, where it is another than before."""
 SETTLE = 5
@@ -43,10 +45,11 @@ class DeviceBudget:
         self._what = what
         self._space, self._params, self._context = space, params, context
         self._bench = context.bench(params.device, params.format)
-        grids, self.table = self._measure_layers()
+        self.identity = self._bench.identity()
         self.dense: float | None = None
-        self.cost = DeviceCost(grids, space.sides, tuple(c.size for c in space.choices))
-        self.cost.budget = self.share = self._share(getattr(params, what))
+        self.share = self._share(getattr(params, what))
+        grids, self.table = self._measure_layers()
+        self.cost = DeviceCost(grids, space.sides, tuple(c.size for c in space.choices), self.share)
         self._looked_at = 0
 
     # --- before the search -----------------------------------------------------------------------------------------
@@ -108,14 +111,18 @@ class DeviceBudget:
     def _in_shape(self) -> Any:
         return self._space.in_shape
 
-    def probe(self, env: Environment) -> None:
-        """Try the table on a few whole networks, unless that was done. UserError: the budget is out of reach."""
+    def probe(self, env: Environment, keep: Callable[[], None]) -> None:
+        """Try the table on a few whole networks, unless that was done. keep: called after each. UserError: the budget is out of
+        reach."""
         lowest = env.ratios(env.lowest())
-        if not self.cost.seen:
+        if self.cost(lowest) > HOPELESS * self.share:
+            self._refuse(self.cost(lowest))
+        if len(self.cost.seen) < PROBES:
             rng = np.random.default_rng([self._context.seed, 5])
             policies = {env.uniform(), *(env.walk(rng.random(len(env.choices)).tolist()) for _ in range(PROBES - 1))}
             for units in sorted(policies, reverse=True):
-                self._add(units, 0)
+                if self._add(units, 0):
+                    keep()
             errors = self.cost.errors()
             said = ", ".join(f"{100 * e:+.1f} %" for e in errors)
             self._context.progress.say(
@@ -124,11 +131,14 @@ class DeviceBudget:
             )
         reached = self.cost(lowest)
         if reached > self.share:
-            raise UserError(
-                f"{self._what}: {getattr(self._params, self._what)} is out of reach: the least that may be kept still takes about "
-                f"{reached:.3f} of the whole network's, by the table of layers and {len(self.cost.seen)} measured networks",
-                fix="Ask for more, a smaller lower, a smaller multiple, which: all, or fewer layers in exclude.",
-            )
+            self._refuse(reached)
+
+    def _refuse(self, reached: float) -> NoReturn:
+        raise UserError(
+            f"{self._what}: {getattr(self._params, self._what)} is out of reach: the least that may be kept still takes about "
+            f"{reached:.3f} of the whole network's, by the table of layers and {len(self.cost.seen)} measured networks",
+            fix="Ask for more, a smaller lower, a smaller multiple, which: all, or fewer layers in exclude.",
+        )
 
     # --- while it searches -----------------------------------------------------------------------------------------
 
@@ -218,5 +228,5 @@ class DeviceBudget:
             "whole": self.dense,
             "measured": applied,
             "met": applied is not None and applied <= self.share * (1 + TOLERANCE),
-            "identity": self._bench.identity(),
+            "identity": self.identity,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,12 +32,14 @@ class Policy(BaseModel):
 
     amc_policy: Literal[1] = Field(description="version of the format")
     granularity: Literal["channels", "weights"] = "channels"
-    keep: dict[str, float] = Field(min_length=1, description="layer or pattern → fraction kept, above 0 and at most 1")
+    keep: dict[str, Annotated[float, Field(strict=True)]] = Field(
+        min_length=1, description="layer or pattern → fraction kept, above 0 and at most 1"
+    )
 
 
 def read(path: Path) -> Policy:
     """The policy in a file. UserError: no YAML, unknown keys, a fraction that is none."""
-    found = validate(Policy, read_yaml(path), where=str(path), base=path.parent)
+    found = validate(Policy, read_yaml(path, example="docs/methods/amc.md"), where=str(path), base=path.parent)
     for name, keep in found.keep.items():
         if not 0 < keep <= 1:
             raise UserError(
@@ -60,6 +62,16 @@ def write(path: Path, granularity: str, keep: Mapping[str, float]) -> None:
 def ratios(space: Space, units: Units) -> dict[str, float]:
     """Name → fraction kept, from which `units_of` makes these units again."""
     return {c.name: round(n / c.size, 6) for c, n in zip(space.choices, units, strict=True)}
+
+
+def unnamed(policy: Policy, space: Space) -> list[str]:
+    """The choices that no name of a policy is about."""
+    named = {
+        choice
+        for layer, choice in space.aliases().items()
+        if any(patterns.fits(pattern, layer) for pattern in policy.keep)
+    }
+    return [c.name for c in space.choices if c.name not in named]
 
 
 def units_of(policy: Policy, space: Space, *, where: str) -> Units:

@@ -17,13 +17,15 @@ import torch
 from edgecompress import resume
 from edgecompress.compress.amc.environment import Environment, Units
 from edgecompress.compress.amc.strategies import Strategy
-from edgecompress.errors import StepFailed
+from edgecompress.errors import StepFailed, UserError
 from edgecompress.progress import Progress, Task
 
 T = TypeVar("T")
 
 SAVE_EVERY = 5
 """Evaluations between two checkpoints."""
+LINES = 4
+"""Parts of a search, each of which ends with a line about the best policy so far."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +144,13 @@ class Search:
                 trail.seconds = time.monotonic() - began
                 task.advance()
                 self._tell(task, best)
+                if len(trail.units) % max(1, evaluations // LINES) == 0 and len(trail.units) < evaluations:
+                    self._say(strategy.name, len(trail.units), evaluations, best)
                 if len(trail.units) % SAVE_EVERY == 0:
                     self.save()
-            if watched is not None:
-                self._asked(lambda: watched.settle(lambda: self.best(strategy.name)))
+            if self._watcher is not None:
+                watcher = self._watcher
+                self._asked(lambda: watcher.settle(lambda: self.best(strategy.name)))
         trail.finished = True
         self.save()
 
@@ -153,13 +158,23 @@ class Search:
         """What a device answers; where it fails, the search is kept as it is and stops."""
         try:
             return ask()
-        except StepFailed:
+        except (StepFailed, UserError):
             self.save()
             raise
 
     def _tell(self, task: Task, best: Result | None) -> None:
         speed = f"{self.scored / self.scoring_s:.2g} policies/s" if self.scoring_s else ""
         task.describe(f"best top-1 {100 * best.top1:.2f} %, {speed}" if best else f"none in the budget yet, {speed}")
+
+    def _say(self, name: str, number: int, evaluations: int, best: Result | None) -> None:
+        """A line that stays: how far a search is, and its best policy so far."""
+        if best is None:
+            self._progress.say(f"amc: {name} {number}/{evaluations}: nothing keeps to the budget yet")
+            return
+        kept = " ".join(f"{n}/{c.size}" for n, c in zip(best.units, self._env.choices, strict=True))
+        self._progress.say(
+            f"amc: {name} {number}/{evaluations}: best reward {best.reward:.4g}, top-1 {100 * best.top1:.2f} %, keeps {kept}"
+        )
 
     def _top1(self, units: Units) -> float:
         if units not in self._known:

@@ -239,13 +239,23 @@ def sparse_bytes(weights: int, kept_weights: int) -> float:
     return min(min(bits) / 8, 4.0 * weights)
 
 
+def _multiple(space: Space, params: Params) -> str:
+    """As it was asked for, "auto" with what that came to."""
+    steps = max(c.step for c in space.choices)
+    return f"{steps} (auto)" if params.multiple == "auto" else str(params.multiple)
+
+
 def out_of_reach(space: Space, key: str, share: float, params: Params) -> None:
     """UserError when not even the least of everything keeps to a budget of MACs, parameters or bytes."""
     least = [c.lowest / c.size for c in space.choices]
     lowest = space.costs[key](least) / space.costs[key]([1.0] * len(least))
     if lowest <= share:
         return
-    what = "weights" if params.granularity == "weights" else f"group's channels, in multiples of {params.multiple}"
+    what = (
+        "weights"
+        if params.granularity == "weights"
+        else f"group's channels, in multiples of {_multiple(space, params)}"
+    )
     raise UserError(
         f"{key}: {share:g} is out of reach: the lowest is {lowest:.3f}, with at least {params.lower:g} of each {what}",
         fix=f"Ask for {key}: {math.ceil(1000 * lowest) / 1000:g} or more, a smaller lower"

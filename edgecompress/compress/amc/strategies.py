@@ -63,18 +63,25 @@ class Learning:
 
 
 class Uniform:
-    """The same fraction everywhere: one policy."""
+    """The same fraction everywhere: the largest that the budget allows; without a budget as many as there are evaluations for."""
 
     name = "uniform"
 
-    def __init__(self, env: Environment) -> None:
-        self._env, self._done = env, False
+    def __init__(self, env: Environment, evaluations: int) -> None:
+        if env.budget == float("inf"):
+            levels = (env.evenly(1 - k / evaluations) for k in range(evaluations))
+            self._policies = list(dict.fromkeys(levels))
+        else:
+            self._policies = []  # what a budget on a device allows may be known better when it is asked for
+        self._env, self._done = env, 0
 
     def ask(self) -> Units | None:
+        if self._policies:
+            return self._policies[self._done] if self._done < len(self._policies) else None
         return None if self._done else self._env.uniform()
 
     def tell(self, units: Units, top1: float, reward: float, fits: bool) -> None:
-        self._done = True
+        self._done += 1
 
     def state(self) -> dict[str, Any]:
         return {"done": self._done}

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from edgecompress import patterns
-from edgecompress.compress.contract import Context, FineTune, Resource
+from edgecompress.compress.contract import Context, FineTune, Resource, share_or
 from edgecompress.study import TrainSpec
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0, le=1)]
-Milliseconds = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)? ?ms$")]
 
 BUDGETS = ("macs", "params", "latency", "ratios")
 
@@ -66,7 +65,7 @@ class Params:
 
     macs: Share | None = None
     params: Share | None = None
-    latency: Share | Milliseconds | None = None
+    latency: Annotated[float | str | None, share_or("ms", "12.5 ms")] = None
     ratios: dict[str, Ratio] | None = None
     importance: Literal["l1", "l2", "lap", "bn_scale", "taylor"] = "l2"
     reduce: Literal["mean", "sum"] = "mean"

@@ -178,7 +178,8 @@ def cuttable(
     groups = [dataclasses.replace(g, locked=unsafe.get(g.name, g.locked)) for g in groups]
     found = [g for g in groups if chosen(g)]
     if not found:
-        raise UserError(_nothing(groups), fix="Exclude fewer layers, or choose which: all.")
+        ways = [*(["exclude fewer layers"] if excluded else []), *(["choose which: all"] if which != "all" else [])]
+        raise UserError(_nothing(groups), fix=f"{(' or '.join(ways) or 'use another model').capitalize()}.")
     return groups, found
 
 
