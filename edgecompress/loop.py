@@ -60,7 +60,7 @@ def run(fabric: Fabric, model: nn.Module, data: Dataset, loss: Loss, job: Job, p
     steps_per_epoch = _steps(len(data.train), spec.batch_size, world)
     history: list[dict[str, float]] = []
     start, seconds_before, images_seen = 0, 0.0, 0
-    saved = resume.read(job.checkpoints, job.key)
+    saved = resume.read(job.checkpoints, job.key, progress.say)
     if saved is not None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])

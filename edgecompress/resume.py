@@ -7,10 +7,12 @@ import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompress import codebooks, masks
+from edgecompress.errors import UserError
 from edgecompress.study import TrainSpec
 
 if TYPE_CHECKING:
@@ -50,15 +52,43 @@ def _loss_facts(loss: Loss) -> Any:
     return repr(loss) if dataclasses.is_dataclass(loss) else getattr(loss, "__qualname__", type(loss).__qualname__)
 
 
-def read(directory: Path | None, key: str) -> dict[str, Any] | None:
-    """The checkpoint of the training with this key, tensors on the CPU; None when there is none, or another training's."""
+def read(directory: Path | None, key: str, say: Callable[[str], None] | None = None) -> dict[str, Any] | None:
+    """The checkpoint of the training with this key, tensors on the CPU; None when there is none, or another training's.
+
+    say: is told of a checkpoint that is damaged, which then counts for none, as it only saves time. None: a UserError.
+    """
+    path = None if directory is None else directory / "checkpoint.pt"
+    if path is None or not path.exists():
+        return None
+    try:
+        saved = _read(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile, pickle and torch raise anything over bytes that are not theirs
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if say is None:
+            raise UserError(
+                f"this checkpoint is damaged: {reason}",
+                where=str(path),
+                fix="Delete the file; what it kept is then done anew.",
+            ) from error
+        say(f"{path}: this checkpoint is damaged, and what it kept is done anew: {reason}")
+        return None
+    return saved if saved.get("key") == key else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Any exception: it is damaged. (Torch does not look at the checksums of the archive that it reads.)"""
     import torch
 
-    path = None if directory is None else directory / "checkpoint.pt"
-    if path is None or not zipfile.is_zipfile(path):
-        return None
-    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return saved if saved.get("key") == key else None
+    with zipfile.ZipFile(path) as archive:
+        bad = archive.testzip()
+    if bad is not None:
+        raise ValueError(f"the checksum of {bad} in it is wrong")
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(saved, dict):
+        raise TypeError(f"it holds a {type(saved).__name__}")
+    return saved
 
 
 def write(directory: Path, content: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgecompress import masks
+from edgecompress import masks, resume
 from edgecompress.data import Dataset
 from edgecompress.data.parts import ArrayPart
 from edgecompress.errors import StepFailed, UserError
@@ -207,10 +207,46 @@ def test_a_finished_training_is_not_repeated_and_another_one_is_not_gone_on_from
     assert fit(small_net(5), fewer, spec, seed=1, checkpoints=tmp_path).resumed_at_epoch is None
 
 
-def test_a_checkpoint_that_is_no_checkpoint_is_not_read(digits, tmp_path):
-    (tmp_path / "checkpoint.pt").write_bytes(b"\x80\x04not a zip file")
-    record = fit(small_net(), digits, TrainSpec(epochs=1, batch_size=100), checkpoints=tmp_path)
-    assert record.resumed_at_epoch is None
+def _truncated(whole: bytes) -> bytes:
+    return whole[: len(whole) // 2]
+
+
+def _random(whole: bytes) -> bytes:
+    return np.random.default_rng(0).bytes(len(whole))
+
+
+def _some_bytes_random(whole: bytes) -> bytes:
+    """In the middle of the weights, where torch itself notices nothing."""
+    middle = len(whole) // 2
+    return whole[:middle] + np.random.default_rng(0).bytes(16) + whole[middle + 16 :]
+
+
+def _empty(whole: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("damage", [_truncated, _random, _some_bytes_random, _empty])
+def test_a_damaged_checkpoint_is_named_and_begun_anew(digits, tmp_path, damage):
+    spec, file = TrainSpec(epochs=1, lr=0.05, batch_size=100), tmp_path / "checkpoint.pt"
+    whole, again = small_net(), small_net()
+    fit(whole, digits, spec, checkpoints=tmp_path)
+    content = file.read_bytes()
+    file.write_bytes(damage(content))
+    with pytest.raises(UserError, match="this checkpoint is damaged") as error:
+        resume.read(tmp_path, "any")
+    assert error.value.where == str(file) and "Delete the file" in error.value.fix
+    progress = Recorder()
+    record = fit(again, digits, spec, checkpoints=tmp_path, progress=progress)
+    assert record.resumed_at_epoch is None and same_state(whole, again)
+    (said,) = progress.said
+    assert said.startswith(f"{file}: this checkpoint is damaged, and what it kept is done anew: ") and "\n" not in said
+    assert fit(small_net(), digits, spec, checkpoints=tmp_path).resumed_at_epoch == 1
+
+
+def test_a_file_of_torchs_that_is_no_checkpoint_counts_as_damaged(tmp_path):
+    torch.save([1, 2], tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match="it holds a list"):
+        resume.read(tmp_path, "any")
 
 
 def test_divergence_says_where_and_what_to_try(digits):
