@@ -241,9 +241,13 @@ def method_code(method: str) -> tuple[str, ...]:
 
 
 def _file_hashes(params: Any) -> list[str]:
-    """SHA-256 of the files that a step's parameters name as weights or policy: another file under the same name is another step."""
+    """SHA-256 of the files that a step's parameters name as weights or policy: another file under the same name is another step.
+
+    (In the args of a network of torchvision's, weights may be a name.)
+    """
     if isinstance(params, dict):
-        own = [file_sha256(Path(v)) for k, v in params.items() if k in ("weights", "policy") and isinstance(v, str)]
+        named = [Path(v) for k, v in params.items() if k in ("weights", "policy") and isinstance(v, str)]
+        own = [file_sha256(path) for path in named if path.is_file()]
         return own + [h for v in params.values() for h in _file_hashes(v)]
     return [h for v in params for h in _file_hashes(v)] if isinstance(params, (list, tuple)) else []
 

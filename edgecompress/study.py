@@ -6,6 +6,7 @@ accepted and ignored would be a wrong answer with a clean face.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +25,11 @@ def _resolve(path: Path, info: ValidationInfo) -> Path:
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        raise ValueError(f"no such file or directory: {path}")
+        raise ValueError(f"no such file: {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is {'a directory' if path.is_dir() else 'no plain file'}, and a file is needed")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"{path} may not be read")
     return path
 
 
@@ -32,6 +37,7 @@ StudyPath = Annotated[Path, AfterValidator(_resolve)]
 """A path as a study writes it: relative to the study file."""
 
 ExistingPath = Annotated[Path, AfterValidator(_resolve), AfterValidator(_existing)]
+"""A file that is there and can be read."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Pattern of the names that become part of file names."""

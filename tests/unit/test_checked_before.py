@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from edgecompress.cli import main
+from edgecompress.compress.channels.grouping import find_groups
 from edgecompress.compress.contract import Context, check_network
+from edgecompress.errors import UserError
 from edgecompress.models import build
 from edgecompress.study import ModelSpec
 
@@ -70,3 +73,19 @@ def test_what_a_network_can_be_given_is_told_without_data_and_without_a_device(t
     network = build(ModelSpec(name="resnet20"), num_classes=10, in_shape=(1, 8, 8)).eval()
     context = Context(data=None, seed=0, teacher=network, scratch=tmp_path, in_shape=(1, 8, 8))
     check_network(method, params, network, context)
+
+
+class _Pooled(nn.Module):
+    """Ten means of an image: no parameter."""
+
+    def forward(self, x):
+        return nn.functional.adaptive_avg_pool2d(x, (2, 5)).flatten(1)
+
+
+@pytest.mark.parametrize("method", ["amc", "channels"])
+def test_a_network_without_a_layer_has_none_to_cut(tmp_path, method):
+    context = Context(data=None, seed=0, teacher=_Pooled(), scratch=tmp_path, in_shape=(1, 8, 8))
+    with pytest.raises(UserError, match="the model has no convolution or linear layer to cut"):
+        check_network(method, {"macs": 0.5}, _Pooled(), context)
+    with pytest.raises(UserError, match="the model has no convolution or linear layer to cut"):
+        find_groups(_Pooled(), (1, 8, 8))

@@ -44,6 +44,16 @@ def test_a_policys_file_is_part_of_the_key_by_what_it_says(tmp_path: Path) -> No
     assert first == key("amc_policy: 1\nkeep: {conv1: 0.5}\n")
 
 
+def test_weights_that_torchvision_knows_by_name_are_no_file() -> None:
+    teacher = {"name": "torchvision:resnet18", "args": {"weights": "DEFAULT"}}
+    step = {"method": "distill", "teachers": [teacher]}
+    recipes = {"r": [step]}
+    study = StudySpec.model_validate(
+        {"name": "x", "model": {"name": "resnet20"}, "data": {"name": "digits"}, "recipes": recipes}
+    )
+    assert len(plan.make_plan(study, {}, agent_sha256="0").recipes["r"]) == 2
+
+
 def test_every_file_that_a_key_is_made_of_is_there() -> None:
     named = set(plan.MODEL_CODE + plan.EXPORT_CODE + plan.MEASURE_CODE + plan.DEVICE_STEP_CODE)
     for method in method_names():

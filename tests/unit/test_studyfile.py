@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from edgecompress.activations import for_cpu, for_this_machine
+from edgecompress.cli import main
 from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
 from edgecompress.study import StudySpec
@@ -101,6 +102,31 @@ def test_broken_yaml_is_one_message_with_the_line(tmp_path: Path, text: str, par
         read_study(write(tmp_path, text))
     for part in parts:
         assert part in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"model": {"name": "resnet20", "weights": "folder"}}, "model.weights"),
+        ({"data": {"name": "npz", "path": "folder"}}, "data.path"),
+        ({"recipes": {"r": [{"method": "amc", "policy": "folder"}]}}, "policy"),
+        ({"recipes": {"r": [{"method": "distill", "student": {"width": 0.5, "weights": "folder"}}]}}, "weights"),
+        ({"recipes": {"r": [{"method": "distill", "teachers": [{"width": 2, "weights": "folder"}]}]}}, "weights"),
+        (
+            {"recipes": {"r": [{"method": "magnitude", "finetune": {"distill": {"teachers": {"weights": "folder"}}}}]}},
+            "weights",
+        ),
+    ],
+)
+def test_a_directory_where_a_file_is_needed(
+    tmp_path: Path, change: dict[str, Any], key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    file = write(tmp_path, {**GOOD, **change})
+    assert main(["run", str(file), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'folder'} is a directory, and a file is needed" in error and key in error
+    assert "Traceback" not in error and not (tmp_path / "run").exists()
 
 
 def test_environment_and_paths_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,10 +24,16 @@ def check_finite(model: nn.Module) -> None:
             )
 
 
-def named(model: nn.Module, params: Params) -> tuple[frozenset[str], dict[str, float]]:
-    """Layers that are excluded, and layer → ratio where one is given. UserError: a pattern that matches no layer."""
+def layers_of(model: nn.Module) -> list[str]:
+    """The names of the layers whose channels may be cut. UserError: there is none."""
     layers = [name for name, module in model.named_modules() if isinstance(module, kept.WEIGHTED)]
     if not layers:
         raise UserError("the model has no convolution or linear layer to cut", fix="Use another model.")
+    return layers
+
+
+def named(model: nn.Module, params: Params) -> tuple[frozenset[str], dict[str, float]]:
+    """Layers that are excluded, and layer → ratio where one is given. UserError: a pattern that matches no layer."""
+    layers = layers_of(model)
     excluded = frozenset(patterns.matching(params.exclude, layers, "exclude"))
     return excluded, patterns.of_layers(params.ratios or {}, layers, "ratios", partial=True)

@@ -10,6 +10,7 @@ import warnings
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from edgecompress.compress.channels import checking
 from edgecompress.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,11 +21,12 @@ Element = tuple[str, str, int]
 
 
 def couple(model: nn.Module, in_shape: tuple[int, ...]) -> Links:
-    """All channels of a network, joined where they can only go together. UserError when it cannot be traced."""
+    """All channels of a network, joined where they can only go together. UserError when it cannot be traced, or has no layer."""
     import copy
 
     import torch
 
+    checking.layers_of(model)
     traced = copy.deepcopy(model).eval().requires_grad_(True)
     names = {module: name for name, module in traced.named_modules()}
     example = torch.zeros(1, *in_shape, device=next(traced.parameters()).device)
