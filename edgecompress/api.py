@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from edgecompress.device_profile import DeviceProfile
-from edgecompress.errors import UserError
+from edgecompress.errors import StepFailed, UserError
 from edgecompress.progress import SILENT, Progress
 from edgecompress.records import Accuracy, Cost, StepRecord
 from edgecompress.study import DataSpec, Step
@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgecompress.data import Dataset
+
+
+_NOT_KEPT = (
+    "The checkpoints of this call are not kept, for no scratch was given: they lay in a temporary folder. With scratch=… the same "
+    "call goes on from them."
+)
+"""Added to a failure that may speak of what is kept, as it is in a study."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,9 @@ def compress(
     method: a method's name with its parameters as keywords, `compress(model, "magnitude", sparsity=0.9)`, or a list of
     steps, `[{"method": "magnitude", "sparsity": 0.8}, "distill"]`. data: a dataset, its spec or its name; needed where
     something trains and for the accuracy. example_input: a batch (N, C, H, W), whose shape counts when there are no data.
-    scratch: a directory for checkpoints, from which the same call goes on after a kill; default: none are kept.
+    scratch: a directory of this call's own for checkpoints of trainings and searches, which stays until you remove it: after a
+    kill or a StepFailed the same call goes on from there. Without it they lie in a temporary folder and nothing of them is kept.
+    A call that asks for something else, or measures on another device, wants another directory.
     device: the profile, its name or file, of the device that a step measures on while it works, where it does.
     Raises UserError for a wrong request, StepFailed when a step could not be done.
     """
@@ -92,10 +101,15 @@ def compress(
     ):
         before = _measure(model, in_shape, dataset, progress)
         began = time.monotonic()
-        result, records = run_steps(
-            copy.deepcopy(model), steps, data=dataset, seed=seed, scratch=scratch or Path(temporary), progress=progress,
-            benches=benches, in_shape=in_shape,
-        )  # fmt: skip
+        try:
+            result, records = run_steps(
+                copy.deepcopy(model), steps, data=dataset, seed=seed, scratch=scratch or Path(temporary), progress=progress,
+                benches=benches, in_shape=in_shape,
+            )  # fmt: skip
+        except StepFailed as error:
+            if any(path.is_file() for path in Path(temporary).rglob("*")):
+                raise StepFailed(f"{error}\n  {_NOT_KEPT}") from error
+            raise
     seconds = time.monotonic() - began
     after = _measure(result, in_shape, dataset, progress)
     report = Report(

@@ -171,7 +171,7 @@ class RunDir:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(
-                    "another process is running a study in this directory",
+                    "another process is at work in this directory",
                     where=str(self.root),
                     fix="Wait for it, or choose another directory with --out.",
                 ) from None

@@ -14,6 +14,7 @@ from edgecompress.cli.bars import progress
 from edgecompress.cli.settings import data_spec, key_values, step
 from edgecompress.errors import UserError
 from edgecompress.records import Accuracy, to_json
+from edgecompress.study import DataSpec, ModelSpec, Step, TrainSpec
 
 
 def _new_directory(path: Path) -> Path:
@@ -42,10 +43,12 @@ def _made(path: Path) -> Iterator[None]:
 
 
 def compress(arguments: argparse.Namespace) -> int:
-    from edgecompress.study import ModelSpec, TrainSpec
     from edgecompress.studyfile import validate
+    from edgecompress.unfinished import folder_beside, unfinished
 
-    out = _new_directory(arguments.out)
+    out: Path = arguments.out
+    if not folder_beside(out).exists():
+        _new_directory(out)
     model_values = {
         "name": arguments.model,
         "args": key_values(arguments.model_arg, "--model-arg"),
@@ -55,6 +58,9 @@ def compress(arguments: argparse.Namespace) -> int:
     spec = validate(ModelSpec, model_values, where="--model", base=Path())
     data = data_spec(arguments.data)
     steps = tuple(step(text) for text in arguments.steps)
+    values = {"epochs": arguments.epochs, "lr": arguments.lr, "batch_size": 64}
+    training = validate(TrainSpec, values, where="--epochs, --lr", base=Path())
+    keys = _keys(spec, data, training, steps, arguments)
     sys.path.insert(0, str(Path.cwd()))
 
     from edgecompress import api
@@ -67,18 +73,22 @@ def compress(arguments: argparse.Namespace) -> int:
 
     dataset = datasets_load(data, seed=arguments.seed)
     model = build(spec, num_classes=dataset.num_classes, in_shape=dataset.in_shape, seed=arguments.seed)
-    with _made(out), progress() as bars:
+    with progress() as bars, _made(out), unfinished(out, *keys, bars) as kept:
+        if not kept.saving:
+            _new_directory(out)
         with open_benches(steps, arguments.device, bars):
             pass  # a device that is away is found out before the training
-        if arguments.epochs:
-            values = {"epochs": arguments.epochs, "lr": arguments.lr, "batch_size": 64}
-            training = validate(TrainSpec, values, where="--epochs, --lr", base=Path())
-            fit(model, dataset, training, seed=arguments.seed, progress=bars, label="training")
+        if training.epochs:
+            fit(
+                model, dataset, training, seed=arguments.seed, checkpoints=kept.training, progress=bars, label="training"
+            )  # fmt: skip
         elif spec.weights is None and ":" not in spec.name:
             bars.say("warning: no --weights and no --epochs: the network that is compressed has random weights")
         result = api.compress(
-            model, list(steps), data=dataset, seed=arguments.seed, device=arguments.device, progress=bars
-        )
+            model, list(steps), data=dataset, seed=arguments.seed, scratch=kept.steps, device=arguments.device,
+            progress=bars,
+        )  # fmt: skip
+        kept.begin_saving()
         save_model(out, result.model)
         write_atomically(out / "report.json", json.dumps(to_json(result.report), indent=1) + "\n")
     before, after = result.report.cost_before, result.report.cost_after
@@ -94,6 +104,31 @@ def compress(arguments: argparse.Namespace) -> int:
         print(f"{name:<20}{was:>16}{now:>16}")
     print(out)
     return 0
+
+
+def _keys(
+    model: ModelSpec, data: DataSpec, training: TrainSpec, steps: tuple[Step, ...], arguments: argparse.Namespace
+) -> tuple[str, str]:
+    """The keys of the network before the steps and after them: those that they would have in a study."""
+    from edgecompress.board.bundle import build
+    from edgecompress.compress.contract import asked_of_device
+    from edgecompress.plan import make_plan
+    from edgecompress.pools import Device
+    from edgecompress.study import StudySpec
+    from edgecompress.studyfile import read_device, validate
+
+    values = {
+        "name": "compress", "seed": arguments.seed, "model": model, "data": data, "baseline": training,
+        "recipes": {"steps": steps},
+    }  # fmt: skip
+    study = validate(StudySpec, values, where="compress", base=Path())
+    asked = [found for step in steps if (found := asked_of_device(step.method, step.params)) is not None]
+    names = dict.fromkeys(
+        [arguments.device, *(found.device for found in asked if found.device is not None)] if asked else []
+    )
+    devices: dict[str, Device] = {name: read_device(name, where="device") for name in names}
+    chain = make_plan(study, devices, agent_sha256=build()[1]).recipes["steps"]
+    return chain[0].key, chain[-1].key
 
 
 def _percent(accuracy: Accuracy | None) -> str:

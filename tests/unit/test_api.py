@@ -10,7 +10,7 @@ import torch
 
 import edgecompress as ec
 from edgecompress import masks
-from edgecompress.errors import UserError
+from edgecompress.errors import StepFailed, UserError
 from edgecompress.models import build
 from edgecompress.models.checkpoint import save_model
 from edgecompress.study import DataSpec, ModelSpec
@@ -52,6 +52,25 @@ def test_with_data_and_a_list_of_steps(digits):
     assert report.accuracy_after.split == "test" and report.accuracy_after.top1 > report.accuracy_before.top1
     assert report.cost_after.nonzero_params == report.nonzero_after
     assert [s.method for s in report.steps] == ["magnitude", "distill"]
+
+
+def test_a_failure_says_what_is_kept_only_with_scratch(digits, tmp_path):
+    tuning = {"epochs": 1, "batch_size": 60}
+    steps = [
+        {"method": "magnitude", "sparsity": 0.3, "finetune": tuning},
+        {"method": "magnitude", "finetune": {**tuning, "lr": 1e30}},
+    ]
+    with pytest.raises(StepFailed, match=r"diverged(.|\n)*are not kept, for no scratch was given"):
+        ec.compress(small_net(), steps, data=digits)
+    for _ in range(2):
+        with pytest.raises(StepFailed, match="diverged") as error:
+            ec.compress(small_net(), steps, data=digits, scratch=tmp_path)
+        assert "not kept" not in str(error.value)
+    report = ec.compress(small_net(), steps[:1], data=digits, scratch=tmp_path).report
+    assert report.steps[0].trainings[0].resumed_at_epoch == 1
+    with pytest.raises(StepFailed) as error:  # nothing was done yet
+        ec.compress(small_net(), steps[1:], data=digits)
+    assert "not kept" not in str(error.value)
 
 
 def test_data_by_name_and_by_spec():
