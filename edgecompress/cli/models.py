@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import uuid
@@ -68,6 +69,7 @@ def compress(arguments: argparse.Namespace) -> int:
     from edgecompress.data import load as datasets_load
     from edgecompress.models import build
     from edgecompress.models.checkpoint import save_model
+    from edgecompress.recipe import check_before
     from edgecompress.rundir import write_atomically
     from edgecompress.train import fit
 
@@ -79,6 +81,7 @@ def compress(arguments: argparse.Namespace) -> int:
         with open_benches(steps, arguments.device, bars):
             pass  # a device that is away is found out before the training
         if training.epochs:
+            check_before(dict(enumerate(steps, 1)), lambda: (copy.deepcopy(model).eval(), dataset.in_shape))
             fit(
                 model, dataset, training, seed=arguments.seed, checkpoints=kept.training, progress=bars, label="training"
             )  # fmt: skip

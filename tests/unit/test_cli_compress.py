@@ -48,6 +48,27 @@ def test_an_empty_directory_that_was_there_stays(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "o").is_dir()
 
 
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ["amc:macs=0.01"],
+        ["channels:macs=0.001"],
+        ["magnitude", "amc:policy=empty.yaml"],
+        ["magnitude", "amc:save=no/p.yaml"],
+    ],
+)
+def test_what_cannot_be_is_said_before_the_training(
+    steps: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.yaml").touch()
+    monkeypatch.setattr("edgecompress.train.fit", lambda *given, **more: pytest.fail("it was trained"))
+    assert main([*COMPRESS, "--epochs", "1", *(word for step in steps for word in ("--step", step))]) == 2
+    error = capsys.readouterr().err
+    assert f"step {len(steps)} (" in error and "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.yaml"]
+
+
 def test_one_step_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*COMPRESS, "--step", "lookahead:sparsity=0.5", "--step", "channels:macs=0.6,multiple=2"]) == 0

@@ -85,7 +85,7 @@ class Search:
         self.scored, self.scoring_s = 0, 0.0
         self.resumed_at: int | None = None
         self._strategies: dict[str, Strategy] = {}
-        self._saved = resume.read(folder, key)
+        self._saved = resume.read(folder, key, progress.say)
         if self._saved is not None:
             self._restore(self._saved)
 
