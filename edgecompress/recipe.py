@@ -104,8 +104,8 @@ def check_before(
         except UserError as error:
             place = f"{where}step {number} ({step.method})" + (f", {error.where}" if error.where else "")
             raise UserError(error.what, where=place, fix=error.fix) from error
-        except StepFailed:
-            pass  # which may be these weights' own; the step will say so of the trained ones
+        except Exception:  # noqa: BLE001 - may be these untrained weights' own; the step will say so of the trained ones
+            pass
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

@@ -62,7 +62,7 @@ def read(directory: Path | None, key: str, say: Callable[[str], None] | None = N
         return None
     try:
         saved = _read(path)
-    except MemoryError:
+    except (MemoryError, PermissionError):
         raise
     except Exception as error:  # zipfile, pickle and torch raise anything over bytes that are not theirs
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

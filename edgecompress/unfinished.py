@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from edgecompress.errors import UserError
 from edgecompress.progress import Progress
 from edgecompress.rundir import RunDir
 
@@ -29,6 +30,9 @@ class Unfinished:
         return self._saving.exists()
 
     def begin_saving(self) -> None:
+        """OUT is this request's from now on: what others had begun to save there is not in it any more."""
+        for other in self._home.path("scratch").glob("*/saving"):
+            other.unlink()
         self.steps.mkdir(parents=True, exist_ok=True)
         self._saving.touch()
 
@@ -64,6 +68,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def folder_beside(out: Path) -> Path:
     whole = out if out.name not in ("", "..") else out.resolve()
+    if not whole.name:
+        raise UserError("nothing can be made beside it", where=f"--out {out}", fix="Name a new directory.")
     return whole.with_name(f"{whole.name}.unfinished")
 
 
@@ -80,8 +86,10 @@ def unfinished(out: Path, training_key: str, steps_key: str, progress: Progress)
             progress.say(f"{home.root} holds what another command left: that stays as it is, and this one begins anew")
         try:
             yield kept
-        except BaseException:  # Ctrl-C too
-            if kept.found():
+        except BaseException as error:  # Ctrl-C too
+            if kept.found() and isinstance(error, UserError):
+                progress.say(f"What is done is kept in {home.root}.")
+            elif kept.found():
                 progress.say(f"What is done is kept in {home.root}; the same command goes on from there.")
             else:
                 kept.drop()

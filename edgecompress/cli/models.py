@@ -80,8 +80,8 @@ def compress(arguments: argparse.Namespace) -> int:
             _new_directory(out)
         with open_benches(steps, arguments.device, bars):
             pass  # a device that is away is found out before the training
+        check_before(dict(enumerate(steps, 1)), lambda: (copy.deepcopy(model).eval(), dataset.in_shape))
         if training.epochs:
-            check_before(dict(enumerate(steps, 1)), lambda: (copy.deepcopy(model).eval(), dataset.in_shape))
             fit(
                 model, dataset, training, seed=arguments.seed, checkpoints=kept.training, progress=bars, label="training"
             )  # fmt: skip

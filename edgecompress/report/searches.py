@@ -55,7 +55,11 @@ def of(document: dict[str, Any]) -> Iterator[Found]:
     for number, recipe in enumerate(document["study"]["recipes"]):
         row = next((r for r in document["rows"] if r["recipe"] == recipe and r["step_results"]), None)
         for place, step in enumerate(row["step_results"] if row else [], 1):
-            if "policy" in step["notes"]:
+            if isinstance(step["notes"].get("policy"), dict) and step["notes"].keys() & {
+                "search",
+                "widths",
+                "kept_weights",
+            }:
                 title = w.plain(f"{recipe}, step {place}: {step['method']}")
                 yield Found(f"search-{number}-{place}", title, step["notes"])
 

@@ -161,6 +161,7 @@ def test_what_a_policys_granularity_has_no_use_for_is_refused(tmp_path, digits):
         ({"multiple": 4, "warmup": 3, "baselines": []}, "leave multiple, warmup, baselines out|leave warmup"),
         ({"macs": 0.5, "save": "x.yaml"}, "leave macs, save out"),
         ({"unspent": "spread", "choose": "best"}, "leave unspent, choose out"),
+        ({"images": 7}, "leave images out"),
     ],
 )
 def test_what_has_no_effect_beside_a_policy_is_refused(tmp_path, params, words):
@@ -175,5 +176,51 @@ def test_a_budget_on_a_device_that_is_none_is_one_clear_message(value):
     for method in ("amc", "channels"):
         with pytest.raises(ValueError, match=r"neither a fraction of the whole network's.*such as '12.5 ms'"):
             parse_params(method, {"latency": value})
+    with pytest.raises(ValueError, match="choose: best is of all searches"):
+        parse_params("amc", {"choose": "best", "baselines": []})
     with pytest.raises(ValueError, match="unspent: there is no budget"):
         parse_params("amc", {"unspent": "spread", "reward": "error-log-macs"})
+
+
+def test_another_multiple_from_the_device_is_another_search(tmp_path, digits):
+    class Likes(MadeUp):
+        def __init__(self, multiple):
+            super().__init__()
+            self.likes = multiple
+
+        def multiple(self, model, in_shape):
+            return {"multiple": self.likes}
+
+    for likes in (2, 8):
+        _, notes = compress(
+            tmp_path,
+            digits,
+            shared=tmp_path / "searches",
+            benches=Likes(likes),
+            multiple="auto",
+            macs=0.6,
+            baselines=(),
+        )
+        assert notes["search"]["resumed_at"] is None
+        assert all(kept % likes == 0 for kept, _ in notes["widths"].values())
+
+
+def test_what_one_step_asks_for_does_not_disturb_another_steps_unfinished_search(tmp_path, digits, monkeypatch):
+    baselines = ("evolutionary", "greedy", "random")
+    _, whole = compress(tmp_path / "whole", digits, shared=tmp_path / "a", baselines=baselines)
+    score, counted = scoring.Scorer.top1, itertools.count()
+
+    def dies(self, model):
+        if next(counted) == 30:
+            raise KeyboardInterrupt
+        return score(self, model)
+
+    shared = tmp_path / "b"
+    monkeypatch.setattr(scoring.Scorer, "top1", dies)
+    with pytest.raises(KeyboardInterrupt):
+        compress(tmp_path / "first", digits, shared=shared, baselines=baselines)
+    monkeypatch.setattr(scoring.Scorer, "top1", score)
+    compress(tmp_path / "second", digits, shared=shared, baselines=("random",))
+    _, notes = compress(tmp_path / "first", digits, shared=shared, baselines=baselines)
+    for name, found in whole["search"]["strategies"].items():
+        assert notes["search"]["strategies"][name]["rewards"] == found["rewards"], name

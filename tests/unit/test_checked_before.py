@@ -66,6 +66,7 @@ def test_files_of_later_steps_are_looked_at_before_the_training(tmp_path, monkey
         ("amc", {"granularity": "weights", "params": 0.5}),
         ("channels", {"latency": 0.5, "multiple": "auto", "importance": "taylor", "device": "board"}),
         ("channels", {"params": 0.5, "steps": 2, "finetune": {"epochs": 2}}),
+        ("channels", {"macs": 0.4, "min_keep": 0.5, "multiple": 1, "steps": 2, "finetune": {"epochs": 2}}),
         ("magnitude", {"sparsity": 0.5}),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,6 +189,24 @@ def test_stopped_while_it_saves_the_same_command_makes_it_whole(
     assert main([*argv, "o"]) == 0
     assert result("o") == result("whole") and left() == ["o", "whole"]
     assert main([*argv, "o"]) == 2 and left() == ["o", "whole"]
+
+
+def test_what_another_command_finished_meanwhile_is_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = ([*NET, "--step", f"magnitude:sparsity={s}", "--out", "o"] for s in (0.5, 0.9))
+    real = checkpoint.save_model
+
+    def stops(folder: Path, *rest: Any, **more: Any) -> None:
+        real(folder, *rest, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_model", stops)
+    assert main(first) == 130
+    monkeypatch.setattr(checkpoint, "save_model", real)
+    shutil.rmtree("o")
+    assert main(second) == 0
+    made = result("o")
+    assert main(first) == 2 and result("o") == made
+    assert main([*NET, "--step", "magnitude", "--out", "/"]) == 2
 
 
 def test_nothing_stays_where_nothing_was_done(capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,6 +113,8 @@ class Params:
             object.__setattr__(self, "macs", 0.5)
         if self.unspent == "spread" and self.budget is None:
             raise ValueError("unspent: there is no budget that could be left; leave it out, or give one")
+        if self.choose == "best" and not self.baselines:
+            raise ValueError("choose: best is of all searches, and baselines leaves none but the agent's")
         if self.warmup >= self.episodes:
             raise ValueError(f"warmup ({self.warmup}) must be below episodes ({self.episodes})")
         if len(set(self.baselines)) < len(self.baselines):
@@ -122,7 +124,8 @@ class Params:
 
     def _check_beside_policy(self) -> None:
         """ValueError: what would have no effect beside a given policy."""
-        used = ("granularity", "fit", "images", "which", "importance", "exclude", "policy", "finetune")
+        used = ["granularity", "fit", "which", "importance", "exclude", "policy", "finetune"]
+        used += ["images"] if self.importance == "taylor" else []
         others = [f for f in dataclasses.fields(self) if f.name not in used and getattr(self, f.name) != f.default]
         if others:
             names = ", ".join(f.name for f in others)

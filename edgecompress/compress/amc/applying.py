@@ -68,7 +68,8 @@ def search(model: nn.Module, params: Params, context: Context) -> None:
         keep = env.ratios(units)
         return scoring.reward(params.reward, top1, space.costs["macs"](keep), space.costs["params"](keep))
 
-    key = resume.state_key(model, data, [_FORMAT, _decisive(params), context.seed, data.record(), identity])
+    choices = [[c.name, c.size, c.step, c.lowest] for c in space.choices]  # what "auto" came to is in it
+    key = resume.state_key(model, data, [_FORMAT, _decisive(params), choices, context.seed, data.record(), identity])
     found = Search(
         env,
         lambda units: scorer.top1(space.candidate(units)),
@@ -89,7 +90,8 @@ def search(model: nn.Module, params: Params, context: Context) -> None:
     best = {name: result for name in searches if (result := _best(found, name, device)) is not None}
     if "amc" not in best and (params.choose == "amc" or not best):
         raise StepFailed("amc: no policy kept to the budget")
-    chosen = "amc" if params.choose == "amc" else max(best, key=lambda n: best[n].reward)
+    known = {n: r for n, r in best.items() if device is None or device.knows(r.units)} or best
+    chosen = "amc" if params.choose == "amc" else max(known, key=lambda n: known[n].reward)
     units = best[chosen].units
     _finish(model, space, units, params, context)
     context.note("applied", chosen)
@@ -144,7 +146,7 @@ def _best(found: Search, name: str, device: DeviceBudget | None) -> Result | Non
 
 def _save(file: Path, text: str, context: Context) -> None:
     """Write the policy. What was in the file before is kept beside it, where it is something else."""
-    if file.exists() and file.read_text(encoding="utf-8", errors="replace") != text:
+    if file.exists() and not (os.access(file, os.R_OK) and file.read_text(encoding="utf-8", errors="replace") == text):
         before = next(f for n in itertools.count(1) if not (f := file.with_name(f"{file.name}~{n}")).exists())
         file.replace(before)
         context.progress.say(f"amc: {file} is written anew; what was in it is now {before}")

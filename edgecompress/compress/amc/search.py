@@ -25,7 +25,7 @@ T = TypeVar("T")
 SAVE_EVERY = 5
 """Evaluations between two checkpoints."""
 LINES = 4
-"""Parts of a search, each of which ends with a line about the best policy so far."""
+"""Parts of a search, each of which but the last ends with a line about the best policy so far."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,9 @@ class Search:
                 trail.seconds = time.monotonic() - began
                 task.advance()
                 self._tell(task, best)
-                if len(trail.units) % max(1, evaluations // LINES) == 0 and len(trail.units) < evaluations:
-                    self._say(strategy.name, len(trail.units), evaluations, best)
+                number = len(trail.units)
+                if number < evaluations and number * LINES // evaluations > (number - 1) * LINES // evaluations:
+                    self._say(strategy.name, number, evaluations, best)
                 if len(trail.units) % SAVE_EVERY == 0:
                     self.save()
             if self._watcher is not None:
@@ -195,10 +196,12 @@ class Search:
             }
             for name, trail in self.trails.items()
         }
+        kept = {} if self._saved is None else self._saved["strategies"]
         content = {
             "key": self._key,
             "trails": trails,
-            "strategies": {name: strategy.state() for name, strategy in self._strategies.items()},
+            # Those that another step asked for, and this one does not, stay as they were.
+            "strategies": {**kept, **{name: strategy.state() for name, strategy in self._strategies.items()}},
             "scored": self.scored,
             "scoring_s": self.scoring_s,
             "watcher": {} if self._watcher is None else self._watcher.state(),

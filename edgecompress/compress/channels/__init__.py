@@ -127,14 +127,16 @@ def check(model: nn.Module, params: Params, context: Context) -> None:
     that matches nothing. The model is cut."""
     from edgecompress.compress.channels.cutting import Cutter
 
-    on_device = params.latency is not None  # then any cut tells whether there is something to cut
+    # Where a budget ends up is not known of a device, nor of several steps, each with what the one before left.
+    unknown = params.latency is not None or params.steps > 1
     known = dataclasses.replace(
         params, steps=1, finetune=None, device=None, format="onnx-fp32", latency=None,
-        macs=0.999 if on_device else params.macs,
+        macs=0.5 if params.latency is not None else params.macs,
         multiple=1 if params.multiple == "auto" else params.multiple,
         importance="l2" if params.importance == "taylor" else params.importance,
     )  # fmt: skip
-    Cutter(model, known, context).cut(1)
+    cutter = Cutter(model, known, context)
+    cutter.look() if unknown else cutter.cut(1)
 
 
 def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:

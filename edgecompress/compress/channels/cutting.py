@@ -35,6 +35,11 @@ class Cutter:
         )
         self.whole: tuple[float, float] | None = None  # MACs and parameters of the model as it came in
 
+    def look(self) -> None:
+        """UserError where there is nothing to cut."""
+        _, open_groups = cuttable(self.model, self.in_shape, self.params.which, self._excluded)
+        self._order(open_groups, [np.zeros(g.size) for g in open_groups])
+
     def cut(self, number: int) -> None:
         """The pruning `number` (from 1) of params.steps: what is removed of the budget goes in equal parts."""
         params = self.params

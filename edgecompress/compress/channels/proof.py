@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgecompress.compress.channels.grouping import Group, keep_of
+from edgecompress.errors import StepFailed
 from edgecompress.models import kept
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def differs(model: nn.Module, keep: Keep, in_shape: tuple[int, ...]) -> str | No
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).strip().splitlines()[0]
         return f"the network does not run without these channels ({reason})"
+    if not bool(torch.isfinite(wide).all()):
+        raise StepFailed("the network's outputs for noise are not finite: nothing can be told of its channels")
     scale = max(float(wide.abs().max()), 1e-12)
     if narrow.shape == wide.shape and float((narrow - wide).abs().max()) <= EXACT * scale:
         return None
