@@ -130,6 +130,10 @@ def sentences(found: Found) -> list[str]:
         said.append(
             f"{search['policies_scored']:,} different policies were scored, {search['policies_per_second']:.3g} in a second."
         )
+    if search.get("pass_share") is not None:
+        said.append(
+            f"{w.percent(search['pass_share'])} of that time is the networks' pass over the images, the rest the cut and the fit."
+        )
     if notes.get("better_than_amc"):
         said.append(f"A better policy than amc's was found by {w.value_text(notes['better_than_amc'])}.")
     device = notes.get("on_device")

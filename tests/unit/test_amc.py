@@ -286,7 +286,7 @@ def test_the_whole_step_repeats_itself_and_records_every_baseline(tmp_path, digi
         "amc": 8, "uniform": 1, "random": 8, "greedy": 8, "evolutionary": 8,
     }  # fmt: skip
     assert all(s["best"] is None or s["best"]["budget_used"] <= 0.5 + 1e-9 for s in found.values())
-    assert notes["search"]["policies_per_second"] > 0
+    assert notes["search"]["policies_per_second"] > 0 and 0 < notes["search"]["pass_share"] < 1
 
 
 def test_a_policy_is_written_read_changed_and_applied_to_other_weights(tmp_path, digits):

@@ -103,7 +103,7 @@ def result(out: str) -> tuple[dict[str, bytes], Any]:
     for part in [report, *report["steps"]]:
         del part["seconds"]
         search = part.get("notes", {}).get("search", {})
-        for key in ("policies_per_second", "policies_scored", "scoring_seconds", "resumed_at"):
+        for key in ("policies_per_second", "pass_share", "policies_scored", "scoring_seconds", "resumed_at"):
             search.pop(key, None)
         for strategy in search.get("strategies", {}).values():
             del strategy["seconds"]

@@ -95,7 +95,7 @@ def search(model: nn.Module, params: Params, context: Context) -> None:
     units = best[chosen].units
     _finish(model, space, units, params, context)
     context.note("applied", chosen)
-    notes.of_search(found, best, space, env, params, context, scored_on=scorer.images)
+    notes.of_search(found, best, space, env, params, context, scorer=scorer)
     if device is not None:
         notes.of_device(device, units, params, context)
     if params.save is not None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from edgecompress.compress.amc import Params
     from edgecompress.compress.amc.environment import Environment, Units
     from edgecompress.compress.amc.measuring import DeviceBudget
+    from edgecompress.compress.amc.scoring import Scorer
     from edgecompress.compress.amc.search import Result, Search
     from edgecompress.compress.amc.spaces import Space
     from edgecompress.compress.contract import Context
@@ -36,7 +37,7 @@ def of_search(
     params: Params,
     context: Context,
     *,
-    scored_on: int,
+    scorer: Scorer,
 ) -> None:
     """All that was tried: for each strategy the reward of every evaluation, and its best policy, which can be applied as well."""
     strategies: dict[str, Any] = {}
@@ -57,6 +58,7 @@ def of_search(
             },
         }  # fmt: skip
     speed = found.scored / found.scoring_s if found.scoring_s else None
+    took = found.scoring_s - found.scoring_s_before
     context.note(
         "search",
         {
@@ -64,8 +66,9 @@ def of_search(
             "granularity": params.granularity,
             "budget": params.budget,
             "share": None if params.budget is None else getattr(params, params.budget),
-            "scored_on": f"{scored_on} images of val",
+            "scored_on": f"{scorer.images} images of val",
             "policies_per_second": speed,
+            "pass_share": scorer.pass_s / took if took > 0 else None,
             "policies_scored": found.scored,
             "scoring_seconds": round(found.scoring_s, 1),
             "resumed_at": found.resumed_at,

@@ -5,6 +5,7 @@ without fine-tuning, and the reward that follows from it.
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,6 +49,8 @@ class Scorer:
             raise UserError("amc needs validation images, and there are none", where=f"data {data.name}", fix=fix)
         chosen = some(data.val, images, seed)
         self.images = len(chosen)
+        self.pass_s = 0.0
+        """Seconds that networks took over the images, since this was made."""
         self._device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
         # Narrow convolutions, which pruned ones are, run faster with the channels last.
         self._batches = [
@@ -58,6 +61,13 @@ class Scorer:
     def top1(self, model: nn.Module) -> float:
         """Fraction of the images whose largest logit is the label's (of equal ones the first counts); 0 where a logit is not
         finite. model: in eval mode; it may be left on another device and in another memory format."""
+        began = time.monotonic()
+        try:
+            return self._right(model) / self.images
+        finally:
+            self.pass_s += time.monotonic() - began
+
+    def _right(self, model: nn.Module) -> int:
         import torch
 
         from edgecompress.evaluate import logits
@@ -68,10 +78,10 @@ class Scorer:
             for images, labels in self._batches:
                 scores = logits(model, images).cpu()
                 if not bool(torch.isfinite(scores).all()):
-                    return 0.0
+                    return 0
                 first = scores.argsort(dim=1, descending=True, stable=True)[:, 0]
                 right += int((first == labels).sum())
-        return right / self.images
+        return right
 
 
 def training_images(data: Dataset, count: int, seed: int) -> list[Tensor]:

@@ -83,6 +83,7 @@ class Search:
         self.trails: dict[str, Trail] = {}
         self._known: dict[Units, float] = {}
         self.scored, self.scoring_s = 0, 0.0
+        self.scoring_s_before = 0.0  # of processes before this one
         self.resumed_at: int | None = None
         self._strategies: dict[str, Strategy] = {}
         self._saved = resume.read(folder, key, progress.say)
@@ -214,6 +215,7 @@ class Search:
             self.trails[name] = Trail(units, kept["top1"].tolist(), kept["seconds"], kept["finished"])
             self._known.update(zip(units, self.trails[name].top1, strict=True))
         self.scored, self.scoring_s = saved["scored"], saved["scoring_s"]
+        self.scoring_s_before = self.scoring_s
         self.resumed_at = sum(len(trail.units) for trail in self.trails.values())
         if self._watcher is not None:
             self._watcher.restore(saved["watcher"])
