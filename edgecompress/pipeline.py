@@ -20,21 +20,11 @@ from edgecompress.benches import check_before
 from edgecompress.errors import UserError
 from edgecompress.measuring import Measuring
 from edgecompress.on_device import DeviceBench
-from edgecompress.plan import (
-    MODEL_CODE,
-    ArtifactNode,
-    ModelNode,
-    Plan,
-    Variant,
-    code_hash,
-    make_plan,
-    method_code,
-    versions,
-)  # fmt: skip
+from edgecompress.plan import ArtifactNode, ModelNode, Plan, Variant, make_plan, search_key, versions
 from edgecompress.pools import Device
 from edgecompress.progress import SILENT, Progress
 from edgecompress.records import Artifact, Measurement, ModelRecord, TrainRecord
-from edgecompress.rundir import RunDir, content_key, file_sha256
+from edgecompress.rundir import RunDir, file_sha256
 from edgecompress.sessions import Sessions
 from edgecompress.steps import Steps
 from edgecompress.study import Step, StudySpec
@@ -137,6 +127,10 @@ class _Run:
         self._check_steps()
 
     def _check_steps(self) -> None:
+        """What a step cannot be given, while the baseline's training is still to be saved by it; later it is a step that fails."""
+        baseline = next(iter(self.plan.recipes.values()))[0]
+        if self.dir.record("model", baseline.key, ModelRecord) is not None:
+            return
         from edgecompress.models import build
         from edgecompress.recipe import check_before as check_steps
 
@@ -145,15 +139,8 @@ class _Run:
             shape = dataset.in_shape
             return build(spec, num_classes=dataset.num_classes, in_shape=shape, seed=self.study.seed).eval(), shape
 
-        for recipe, chain in self.plan.recipes.items():
-            if self.dir.record("model", chain[0].key, ModelRecord) is not None:
-                return  # the training that this is to save is done: a step that cannot be is one that fails
-            waiting = {
-                number: Step(method=str(node.method), params=node.params or {})
-                for number, node in enumerate(chain[1:], 1)
-                if self.dir.record("model", node.key, ModelRecord) is None
-            }
-            check_steps(waiting, untrained, where=f"recipes.{recipe}, ")
+        for recipe, steps in self.study.recipes.items():
+            check_steps(steps, untrained, self.progress.say, where=f"recipes.{recipe}, ")
 
     # --- the steps -------------------------------------------------------------------------------------------------
 
@@ -202,17 +189,11 @@ class _Run:
         model, steps = run_steps(
             model, (Step(method=node.method, params=node.params),), data=self._data(), seed=self.study.seed + chain.index(node),
             scratch=self.dir.scratch(node.key), progress=self.progress, teacher=teacher, benches=self._bench,
-            shared=self.dir.path("searches", self._maker(str(node.method))),
+            shared=self.dir.path("searches", search_key(self.study, node.method)),
         )  # fmt: skip
         return self._save_model(
             node, model, trainings=parent.trainings, weights=parent.weights, steps=(*parent.steps, *steps)
         )
-
-    def _maker(self, method: str) -> str:
-        """A key of all, beside weights and parameters, that decides what a method does with this study's network."""
-        spec = self.study.model.model_dump(mode="json", exclude={"weights"})
-        code = code_hash([*MODEL_CODE, *method_code(method)])
-        return content_key("searches", spec, code, versions("torch", "torchvision"))[:16]
 
     def _save_model(self, node: ModelNode, model: nn.Module, **facts: Any) -> ModelRecord:
         from edgecompress.cost import count

@@ -179,6 +179,13 @@ def _baseline(study: StudySpec, data_key: str) -> ModelNode:
     return ModelNode(key, None, None, None)
 
 
+def search_key(study: StudySpec, method: str) -> str:
+    """A key of all, beside weights and parameters, that decides what a method finds for this study's network."""
+    spec = study.model.model_dump(mode="json", exclude={"weights"})
+    code = code_hash([*MODEL_CODE, *method_code(method)])
+    return content_key("searches", spec, code, versions("torch", "torchvision"))[:16]
+
+
 def _training(study: StudySpec) -> dict[str, Any] | None:
     spec = study.trains_baseline
     return None if spec is None else spec.model_dump(mode="json")

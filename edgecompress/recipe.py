@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from edgecompress.compress.contract import (
     check_network,
     full_params,
     parse_params,
-)  # fmt: skip
+)
 from edgecompress.errors import StepFailed, UserError
 from edgecompress.plugins import find
 from edgecompress.progress import SILENT, Progress
@@ -85,27 +85,35 @@ def run_steps(
 
 
 def check_before(
-    steps: Mapping[int, Step], make: Callable[[], tuple[nn.Module, tuple[int, ...]]], *, where: str = ""
+    steps: Sequence[Step],
+    make: Callable[[], tuple[nn.Module, tuple[int, ...]]],
+    say: Callable[[str], None],
+    *,
+    where: str = "",
 ) -> None:
     """UserError for what cannot be, as far as that is known before anything is trained: of the first step what no network like that
-    of `make`, whatever its weights, can be given; of later ones the files that they name.
+    of `make`, whatever its weights, can be given; of the others the files that they name.
 
-    steps: number in the recipe, from 1 → what is still to be done. make: the untrained network in eval mode and the (C, H, W) of
-    its images; called only where a method can tell. where: what the message begins with.
+    make: the untrained network in eval mode and the (C, H, W) of its images; called only where a method can tell. say: is told
+    of a step that could not be looked at, which may be these weights' own: it runs, and says so itself where it is not. where:
+    what the message begins with.
     """
-    for number, step in steps.items():
+    for number, step in enumerate(steps, 1):
+        place = f"{where}step {number} ({step.method})"
         try:
             if number == 1 and can_check(step.method):
                 model, in_shape = make()
                 context = Context(data=None, seed=0, teacher=model, scratch=Path(), in_shape=in_shape)
                 check_network(step.method, step.params, model, context)
-            elif number > 1:
+            else:
                 check_files(step.method, step.params)
         except UserError as error:
-            place = f"{where}step {number} ({step.method})" + (f", {error.where}" if error.where else "")
-            raise UserError(error.what, where=place, fix=error.fix) from error
-        except Exception:  # noqa: BLE001 - may be these untrained weights' own; the step will say so of the trained ones
-            pass
+            raise UserError(
+                error.what, where=place + (f", {error.where}" if error.where else ""), fix=error.fix
+            ) from error
+        except Exception as error:  # noqa: BLE001 - shown, and shown again by the step if it is not these weights' own
+            said = str(error) if isinstance(error, StepFailed) else f"{type(error).__name__}: {error}"
+            say(f"warning: {place} could not be looked at beforehand: {said}")
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

@@ -80,7 +80,7 @@ def compress(arguments: argparse.Namespace) -> int:
             _new_directory(out)
         with open_benches(steps, arguments.device, bars):
             pass  # a device that is away is found out before the training
-        check_before(dict(enumerate(steps, 1)), lambda: (copy.deepcopy(model).eval(), dataset.in_shape))
+        check_before(steps, lambda: (copy.deepcopy(model).eval(), dataset.in_shape), bars.say)
         if training.epochs:
             fit(
                 model, dataset, training, seed=arguments.seed, checkpoints=kept.training, progress=bars, label="training"

@@ -15,6 +15,8 @@ from edgecompress.report.tables import Cell, Column, Table
 
 LONG_NOTES = ("search", "on_device")
 """Notes of a step that have a section of their own here."""
+_OF_A_POLICY = {"search", "widths", "kept_weights"}
+"""Notes, one of which a step with a policy of groups or layers has."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Found:
         return found
 
     def count(self, name: str) -> str:
-        """ "8 of 16" units of a group or layer; "" where that is not recorded."""
+        """Units of a group or layer, such as "8 of 16"; empty where that is not recorded."""
         kept = self.notes.get("kept_weights" if self.granularity == "weights" else "widths", {}).get(name)
         return f"{kept[0]:,} of {kept[1]:,}" if kept else ""
 
@@ -55,11 +57,7 @@ def of(document: dict[str, Any]) -> Iterator[Found]:
     for number, recipe in enumerate(document["study"]["recipes"]):
         row = next((r for r in document["rows"] if r["recipe"] == recipe and r["step_results"]), None)
         for place, step in enumerate(row["step_results"] if row else [], 1):
-            if isinstance(step["notes"].get("policy"), dict) and step["notes"].keys() & {
-                "search",
-                "widths",
-                "kept_weights",
-            }:
+            if "policy" in step["notes"] and step["notes"].keys() & _OF_A_POLICY:
                 title = w.plain(f"{recipe}, step {place}: {step['method']}")
                 yield Found(f"search-{number}-{place}", title, step["notes"])
 

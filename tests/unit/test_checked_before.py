@@ -10,7 +10,8 @@ from edgecompress.compress.channels.grouping import find_groups
 from edgecompress.compress.contract import Context, check_network
 from edgecompress.errors import UserError
 from edgecompress.models import build
-from edgecompress.study import ModelSpec
+from edgecompress.recipe import check_before
+from edgecompress.study import ModelSpec, Step
 
 pytestmark = pytest.mark.heavy
 
@@ -41,6 +42,20 @@ def test_a_network_that_cannot_be_given_what_is_asked_is_found_out_before_the_tr
     said = capfd.readouterr().err
     assert words in said and "recipes.cut, step 1" in said and "Traceback" not in said
     assert not list((tmp_path / "run").rglob("records"))
+
+
+def test_a_step_that_could_not_be_looked_at_is_said_and_not_refused(monkeypatch):
+    def breaks(model, params, context):
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr("edgecompress.compress.channels.check", breaks)
+    said = []
+    step = Step.model_validate({"method": "channels", "macs": 0.5})
+    network = build(ModelSpec(name="resnet20"), num_classes=10, in_shape=(1, 8, 8)).eval()
+    check_before([step], lambda: (network, (1, 8, 8)), said.append, where="recipes.cut, ")
+    assert said == [
+        "warning: recipes.cut, step 1 (channels) could not be looked at beforehand: RuntimeError: no such luck"
+    ]
 
 
 def test_files_of_later_steps_are_looked_at_before_the_training(tmp_path, monkeypatch, capfd):

@@ -136,7 +136,10 @@ def check(model: nn.Module, params: Params, context: Context) -> None:
         importance="l2" if params.importance == "taylor" else params.importance,
     )  # fmt: skip
     cutter = Cutter(model, known, context)
-    cutter.look() if unknown else cutter.cut(1)
+    if unknown:
+        cutter.look()
+    else:
+        cutter.cut(1)
 
 
 def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:
