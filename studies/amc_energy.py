@@ -94,7 +94,7 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "latency_high": truth.high,
         "sensor_over_truth": None if found["measured"] is None else found["measured"] / truth.ratio,
         "table_errors_before_search": [s["error"] for s in found["whole_networks"] if s["evaluation"] == 0],
-        "scale": found["scale"],
+        "slope": found["slope"],
     }
     settings = {k: v for k, v in vars(given).items() if k not in ("out", "cache")}
     return {"settings": settings, "summary": summary, "notes": context.notes}

@@ -145,9 +145,13 @@ def _of_device(device: dict[str, Any]) -> str:
     errors = ", ".join(w.signed(f"{100 * s['error']:+.1f} %") for s in measured)
     text = (
         f"The {device['of']} comes from {len(device['layers'])} layers measured alone; on {len(measured)} whole networks "
-        f"before the search their sum was off by {errors}. With {len(device['whole_networks'])} whole networks measured in all "
-        f"a factor of {device['scale']:.3f} was put on it."
+        f"before the search their sum was off by {errors}."
     )
+    if device.get("slope") is not None:
+        text += (
+            f" With {len(device['whole_networks'])} whole networks measured in all, a network was taken to save "
+            f"{device['slope']:.3f} of what its layers save."
+        )
     if device["measured"] is not None:
         text += f" The applied policy's network was measured at {w.percent(device['measured'])} of the whole one's."
     return text

@@ -35,7 +35,9 @@ def digits():
 
 class MadeUp:
     """Alone a layer takes 0.01 + 2 for each million multiply-accumulates, and any job 0.05 more; in a network 0.8 of that, and the
-    network 0.1 of its own. fails: how many of the next questions are not answered."""
+    network `own` of its own. fails: how many of the next questions are not answered."""
+
+    own = 0.1
 
     def __init__(self) -> None:
         self.asked, self.alone, self.whole, self.fails, self.spread = [], [], 0, 0, 0.0
@@ -55,7 +57,7 @@ class MadeUp:
         return 0.01 * count + 2 * cost.count(model, shape).macs / 1e6
 
     def takes(self, model: nn.Module) -> float:
-        return 0.1 + 0.8 * self._layers(model, SHAPE)
+        return self.own + 0.8 * self._layers(model, SHAPE)
 
     def small(self, what, networks):
         self._answer()
@@ -125,8 +127,18 @@ def test_a_share_of_what_the_device_takes_is_kept(tmp_path, digits, what):
     assert found["of"] == what and found["layers"][NOTHING] == 0.05 and found["identity"] == {"device": "made up"}
     probes = [w for w in found["whole_networks"] if w["evaluation"] == 0]
     assert 1 <= len(probes) <= 3 and found["median_error"] > 0
-    # What a network has of its own is not in the table: predictions are too low, the factor puts them right.
-    assert all(w["error"] < 0 for w in probes) and found["scale"] > 1
+    # What a network has of its own is not in the table: predictions are too low, the slope puts them right.
+    assert all(w["error"] < 0 for w in probes)
+    assert found["slope"] == pytest.approx(1 - 0.1 / whole)
+
+
+@pytest.mark.parametrize("share", [0.95, 0.8, 0.4])
+def test_a_policy_uses_its_budget_near_the_whole_network_as_far_below_it(tmp_path, digits, share):
+    device, dense = MadeUp(), tiny_resnet(blocks=1)
+    device.own = 2.0
+    whole = device.takes(dense)
+    cut, _ = compress(dense, tmp_path, digits, device, latency=share, unspent="spread")
+    assert share - 0.03 < device.takes(cut) / whole <= share * 1.02
 
 
 @pytest.mark.parametrize(("what", "unit", "factor"), [("latency", "ms", 1), ("energy", "mJ", 3)])
@@ -207,15 +219,30 @@ def test_grids_are_interpolated_and_widths_cover_a_side():
     assert widths(16, 8, 8) == (8, 16) and widths(3, 3) == (3,)
 
 
-def test_a_measured_network_costs_what_was_measured_and_moves_the_scale():
+def test_a_measured_network_costs_what_was_measured_and_moves_the_slope():
     known = DeviceCost(
         {"a": Grid((1,), (0, 10), ((0.0, 10.0),))}, lambda keep: lambda layer: (1, 10 * keep[0]), (10,), budget=0.5
     )
     assert known([0.4]) == pytest.approx(0.4)
     known.add((4,), 0.5, 0)
-    assert known([0.4]) == 0.5 and known.scale == pytest.approx(1.25) and known([0.2]) == pytest.approx(0.25)
+    assert known([0.4]) == 0.5 and known.slope == pytest.approx(0.5 / 0.6) and known([0.2]) == pytest.approx(1 / 3)
+    assert known([1.0]) == 1.0, "the whole network is itself, whatever was measured"
     assert known.errors() == [pytest.approx(-0.2)]
     known.add((5,), 0.505, 3)
     assert known([0.5]) == 0.5, "what a measurement cannot tell apart from the budget keeps to it"
     known.add((6,), 0.7, 4)
     assert known([0.6]) == 0.7
+    known.add((10,), 1.01, 5)
+    assert known.slope == pytest.approx(0.5 / 0.6), "the whole network says nothing about it"
+
+
+def test_a_slope_beyond_what_can_be_is_no_cost_below_zero_or_that_grows_as_more_is_cut():
+    def known(*measured: tuple[int, float]) -> DeviceCost:
+        grid = {"a": Grid((1,), (0, 10), ((0.0, 10.0),))}
+        made = DeviceCost(grid, lambda keep: lambda layer: (1, 10 * keep[0]), (10,))
+        for units, measured_cost in measured:
+            made.add((units,), measured_cost, 0)
+        return made
+
+    assert known((5, 0.25))([0.6]) == pytest.approx(0.4) and known((5, 0.25))([0.1]) == 0
+    assert known((5, 1.1)).slope == 0 and known((5, 1.1))([0.3]) == 1

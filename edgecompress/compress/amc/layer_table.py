@@ -1,8 +1,8 @@
 """What a network costs on a device, from what its layers cost alone: a grid of widths for each layer, interpolated.
 
 Pure: what measures is elsewhere. A layer that is used by several names (the same shape) is one grid. What no layer is (additions,
-pooling, moving data between layers) and what an engine saves by fusing are not in the sum; a scale that is found on whole
-networks stands for them.
+pooling, moving data between layers) and what an engine saves by fusing are not in the sum; a line through the whole network, whose
+slope is found on cut networks, stands for them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ POINTS = 4
 TOLERANCE = 0.02
 """A measured network that is above its budget by this fraction at most keeps to it: what a measurement can tell."""
 RECENT = 3
-"""The scale is the median over the last so many measured networks."""
+"""The slope is the median over the last so many measured networks."""
+_LEAST_FALL = 0.02
+"""A network whose sum is less than this below the whole network's says nothing about the slope."""
 
 
 def widths(whole: int, least: int, step: int = 1) -> tuple[int, ...]:
@@ -65,7 +67,7 @@ def _between(row: Sequence[float], index: int, part: float) -> float:
 
 @dataclass(frozen=True)
 class Seen:
-    """A whole network that was measured. predicted, measured: its cost over the whole network's, before any scale.
+    """A whole network that was measured. predicted, measured: its cost over the uncut network's, the sum's and the device's.
 
     evaluation: after so many of the agent's policies; 0: before the search.
     """
@@ -78,8 +80,8 @@ class Seen:
 
 @dataclass
 class DeviceCost:
-    """Keep ratios → cost over the whole network's: the sum over its layers, times the scale; of a network that was measured,
-    what was measured."""
+    """Keep ratios → cost over the whole network's: what the sum over its layers comes to on the line; of a network that was
+    measured, what was measured."""
 
     grids: Mapping[str, Grid]
     sides: Callable[[Sequence[float]], Callable[[str], tuple[float, float]]]
@@ -101,13 +103,19 @@ class DeviceCost:
         return sum(grid.at(*sides(name)) for name, grid in self.grids.items())
 
     def predicted(self, keep: Sequence[float]) -> float:
-        """Without the scale."""
+        """The sum over the layers alone."""
         return self._sum(keep) / self._whole
 
     @property
-    def scale(self) -> float:
-        """Median over the networks that were measured last of measured over predicted; 1 before any was."""
-        return statistics.median(s.measured / s.predicted for s in self.seen[-RECENT:]) if self.seen else 1.0
+    def slope(self) -> float:
+        """The part of the whole network's cost that its layers' sum stands for; the rest stays however much is cut.
+
+        Median over the networks that were measured last of how far the cost fell over how far the sum did; 1 before any was,
+        more than 1 where the sum holds more than the network does (what an engine saves by fusing).
+        """
+        falls = [(1 - s.predicted, 1 - s.measured) for s in self.seen]
+        slopes = [measured / predicted for predicted, measured in falls if predicted >= _LEAST_FALL]
+        return max(0.0, statistics.median(slopes[-RECENT:])) if slopes else 1.0
 
     def __call__(self, keep: Sequence[float]) -> float:
         units = tuple(round(k * n) for k, n in zip(keep, self.sizes, strict=True))
@@ -117,7 +125,7 @@ class DeviceCost:
         ):
             # Within what a measurement can tell it keeps to the budget.
             return self.budget if self.budget < measured <= self.budget * (1 + TOLERANCE) else measured
-        return self.scale * self.predicted(keep)
+        return max(0.0, 1 - self.slope * (1 - self.predicted(keep)))
 
     def add(self, units: Sequence[int], measured: float, evaluation: int) -> None:
         """A whole network's measured cost, over the uncut network's."""
@@ -126,5 +134,5 @@ class DeviceCost:
         self._measured[self._key(units)] = measured
 
     def errors(self) -> list[float]:
-        """Of every network that was measured before the search: prediction without a scale over measurement, less 1."""
+        """Of every network that was measured before the search: the sum's prediction over measurement, less 1."""
         return [s.predicted / s.measured - 1 for s in self.seen if s.evaluation == 0]

@@ -127,7 +127,7 @@ class DeviceBudget:
             said = ", ".join(f"{100 * e:+.1f} %" for e in errors)
             self._context.progress.say(
                 f"amc: {self._what} from the table of layers is off on {len(errors)} whole networks by {said}; "
-                f"a factor of {self.cost.scale:.3f} is put on it"
+                f"a network is taken to save {self.cost.slope:.3f} of what its layers save"
             )
         reached = self.cost(lowest)
         if reached > self.share:
@@ -223,7 +223,7 @@ class DeviceBudget:
             "layers": dict(sorted(self.table.items())),
             "whole_networks": [plain(s) for s in self.cost.seen],
             "median_error": float(np.median(errors)) if errors else None,
-            "scale": self.cost.scale,
+            "slope": self.cost.slope,
             "share": self.share,
             "whole": self.dense,
             "measured": applied,
