@@ -85,10 +85,11 @@ def compress(
     kill or a StepFailed the same call goes on from there. Without it they lie in a temporary folder and nothing of them is kept.
     A call that asks for something else, or measures on another device, wants another directory.
     device: the profile, its name or file, of the device that a step measures on while it works, where it does.
-    Raises UserError for a wrong request, StepFailed when a step could not be done.
+    Raises UserError for a wrong request, before anything is trained as far as it can be known then, and StepFailed when a step
+    could not be done.
     """
     from edgecompress.benches import open_benches
-    from edgecompress.recipe import run_steps
+    from edgecompress.recipe import check_before, run_steps
 
     steps = _steps(method, params)
     dataset = _dataset(data, seed)
@@ -99,6 +100,7 @@ def compress(
         open_benches(steps, device, progress) as benches,
         tempfile.TemporaryDirectory(prefix="edgecompress-") as temporary,
     ):
+        check_before(steps, lambda: (copy.deepcopy(model).eval(), in_shape), progress.say)
         before = _measure(model, in_shape, dataset, progress)
         began = time.monotonic()
         try:

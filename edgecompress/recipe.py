@@ -86,7 +86,7 @@ def run_steps(
 
 def check_before(
     steps: Sequence[Step],
-    make: Callable[[], tuple[nn.Module, tuple[int, ...]]],
+    make: Callable[[], tuple[nn.Module, tuple[int, ...] | None]],
     say: Callable[[str], None],
     *,
     where: str = "",
@@ -94,9 +94,9 @@ def check_before(
     """UserError for what cannot be, as far as that is known before anything is trained: of the first step what no network like that
     of `make`, whatever its weights, can be given; of the others the files that they name.
 
-    make: the untrained network in eval mode and the (C, H, W) of its images; called only where a method can tell. say: is told
-    of a step that could not be looked at, which may be these weights' own: it runs, and says so itself where it is not. where:
-    what the message begins with.
+    make: a copy of the network in eval mode, which may be untrained, and the (C, H, W) of its images, where it is known; called
+    only where a method can tell. say: is told of a step that could not be looked at, which may be these weights' own: it runs,
+    and says so itself where it is not. where: what the message begins with.
     """
     for number, step in enumerate(steps, 1):
         place = f"{where}step {number} ({step.method})"

@@ -80,8 +80,9 @@ def compress(arguments: argparse.Namespace) -> int:
             _new_directory(out)
         with open_benches(steps, arguments.device, bars):
             pass  # a device that is away is found out before the training
-        check_before(steps, lambda: (copy.deepcopy(model).eval(), dataset.in_shape), bars.say)
         if training.epochs:
+            # Where nothing is trained here, `api.compress` looks in time.
+            check_before(steps, lambda: (copy.deepcopy(model).eval(), dataset.in_shape), bars.say)
             fit(
                 model, dataset, training, seed=arguments.seed, checkpoints=kept.training, progress=bars, label="training"
             )  # fmt: skip

@@ -106,6 +106,27 @@ def test_wrong_requests_are_one_clear_message(call, words):
         call(small_net())
 
 
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"method": "amc", "policy": "empty.yaml"}, r"step 2 \(amc\), empty.yaml: is empty"),
+        ({"method": "amc", "save": "nowhere/policy.yaml"}, r"step 2 \(amc\), save: .*the policy cannot be written there"),
+    ],
+)
+def test_a_later_steps_files_are_looked_at_before_the_first_step(digits, tmp_path, monkeypatch, step, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.yaml").touch()
+    monkeypatch.setattr("edgecompress.train.fit", lambda *given, **more: pytest.fail("it was trained"))
+    with pytest.raises(UserError, match=words):
+        ec.compress(small_net(), [{"method": "distill", "epochs": 1}, step], data=digits)
+
+
+def test_a_step_that_cannot_be_is_refused_before_anything_is_scored(digits, monkeypatch):
+    monkeypatch.setattr("edgecompress.evaluate.accuracy", lambda *given, **more: pytest.fail("it was scored"))
+    with pytest.raises(UserError, match=r"step 1 \(channels\): macs: 0.001 is out of reach"):
+        ec.compress(small_net(), "channels", macs=0.001, data=digits)
+
+
 def test_the_import_is_light_and_the_package_of_methods_is_callable():
     code = (
         "import sys, edgecompress as ec; assert 'torch' not in sys.modules; assert callable(ec.compress);"
