@@ -91,19 +91,23 @@ def check_before(
     *,
     where: str = "",
 ) -> None:
-    """UserError for what cannot be, as far as that is known before anything is trained: of the first step what no network like that
-    of `make`, whatever its weights, can be given; of the others the files that they name.
+    """UserError for what cannot be, as far as that is known before anything is trained: what no network like that of `make`,
+    whatever its weights, can be given, up to the first step that makes another network of it; of the others the files that they
+    name.
 
     make: a copy of the network in eval mode, which may be untrained, and the (C, H, W) of its images, where it is known; called
     only where a method can tell. say: is told of a step that could not be looked at, which may be these weights' own: it runs,
     and says so itself where it is not. where: what the message begins with.
     """
+    like_it = True
     for number, step in enumerate(steps, 1):
         place = f"{where}step {number} ({step.method})"
         try:
-            if number == 1 and can_check(step.method):
+            if like_it and can_check(step.method):
                 model, in_shape = make()
-                context = Context(data=None, seed=0, teacher=model, scratch=Path(), in_shape=in_shape)
+                context = Context(
+                    data=None, seed=0, teacher=model, scratch=Path(), in_shape=in_shape, reweighted=number > 1
+                )
                 check_network(step.method, step.params, model, context)
             else:
                 check_files(step.method, step.params)
@@ -114,6 +118,14 @@ def check_before(
         except Exception as error:  # noqa: BLE001 - shown, and shown again by the step if it is not these weights' own
             said = str(error) if isinstance(error, StepFailed) else f"{type(error).__name__}: {error}"
             say(f"warning: {place} could not be looked at beforehand: {said}")
+        like_it = like_it and _keeps_layers(step)
+
+
+def _keeps_layers(step: Step) -> bool:
+    """Whether the network after a step has the layers and sizes of the one before, with other weights or masks. A method that may
+    leave them has `keeps_layers(params)`."""
+    method = find("edgecompress.compress", step.method, attribute="apply", kind="method")
+    return hasattr(method, "keeps_layers") and bool(method.keeps_layers(parse_params(step.method, step.params)))
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

@@ -60,6 +60,11 @@ class Params:
             raise ValueError("give values or bits, not both")
 
 
+def keeps_layers(params: Params) -> bool:
+    """Whether the network after the step has the layers and sizes of the one before."""
+    return True
+
+
 def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:
     """The model itself, its weights replaced in place and fine-tuned. UserError: more values than there are, an unknown layer."""
     weights = prunable(model, params.exclude)

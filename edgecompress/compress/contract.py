@@ -226,6 +226,8 @@ class Context:
     """(C, H, W) of an image, where the caller gave it without data."""
     shared: Path | None = None
     """A directory of the run where a step may keep what another step can use, too (a search); None: there is none."""
+    reweighted: bool = False
+    """In a method's `check`: earlier steps will have changed or dropped weights, and only the layers and their sizes are known."""
 
     def input_shape(self, model: nn.Module, method: str) -> tuple[int, ...]:
         """(C, H, W) of an image: of the data, else as the caller gave it, else what the network was built for. UserError: none."""

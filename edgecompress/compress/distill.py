@@ -67,6 +67,11 @@ def training(params: Params) -> TrainSpec:
     return TrainSpec.model_validate({**spec.model_dump(), **given})
 
 
+def keeps_layers(params: Params) -> bool:
+    """Whether the network after the step has the layers and sizes of the one before."""
+    return params.student is None
+
+
 def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:
     """The student, trained; or the model itself, trained in place. UserError: no data, other classes, no such copy."""
     context.need_data("distill")

@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from edgecompress import masks
-from edgecompress.compress.contract import full_params, method_names
+from edgecompress.compress.contract import full_params, method_names, parse_params
 from edgecompress.data import Dataset
 from edgecompress.models import kept as kept_channels
 from edgecompress.plugins import find
@@ -119,6 +119,16 @@ def test_it_keeps_an_earlier_mask(method, digits, tmp_path):
     assert not (kept & ~keep).any()
     weight = dict(model.named_parameters())["fc1.weight"]
     assert not weight.detach()[~keep].any()
+
+
+def test_it_keeps_the_layers_where_it_says_so(method, digits, tmp_path):
+    """What later steps are refused before the training is reckoned with them."""
+    module = find("edgecompress.compress", method, attribute="apply", kind="method")
+    if not hasattr(module, "keeps_layers"):
+        return
+    assert module.keeps_layers(parse_params(method, EXAMPLES.get(method, {})))
+    sizes = [{n: p.shape for n, p in m.named_parameters()} for m in (small_net(), compressed(method, digits, tmp_path))]
+    assert sizes[0] == sizes[1]
 
 
 def test_its_result_exports_and_passes_parity(method, digits, tmp_path):

@@ -110,10 +110,15 @@ def test_wrong_requests_are_one_clear_message(call, words):
     ("step", "words"),
     [
         ({"method": "amc", "policy": "empty.yaml"}, r"step 2 \(amc\), empty.yaml: is empty"),
-        ({"method": "amc", "save": "nowhere/policy.yaml"}, r"step 2 \(amc\), save: .*the policy cannot be written there"),
+        (
+            {"method": "amc", "save": "nowhere/policy.yaml"},
+            r"step 2 \(amc\), save: .*the policy cannot be written there",
+        ),
+        ({"method": "amc", "macs": 0.01}, r"step 2 \(amc\): macs: 0.01 is out of reach: the lowest is"),
+        ({"method": "channels", "exclude": ["nothing"]}, r"step 2 \(channels\): .*nothing"),
     ],
 )
-def test_a_later_steps_files_are_looked_at_before_the_first_step(digits, tmp_path, monkeypatch, step, words):
+def test_a_later_step_is_looked_at_before_the_first_one_trains(digits, tmp_path, monkeypatch, step, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.yaml").touch()
     monkeypatch.setattr("edgecompress.train.fit", lambda *given, **more: pytest.fail("it was trained"))

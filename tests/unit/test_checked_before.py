@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from torch import nn
 
@@ -56,6 +58,34 @@ def test_a_step_that_could_not_be_looked_at_is_said_and_not_refused(monkeypatch)
     assert said == [
         "warning: recipes.cut, step 1 (channels) could not be looked at beforehand: RuntimeError: no such luck"
     ]
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "words"),
+    [
+        (["magnitude", "codebook", "distill"], {"method": "amc", "macs": 0.01}, "step 4 .*out of reach"),
+        (["lookahead", "deep_compression"], {"method": "channels", "macs": 0.001}, "step 3 .*out of reach"),
+        (["magnitude"], {"method": "amc", "granularity": "weights", "exclude": ["*"]}, "step 2 "),
+        # What is left then is not known: weights dropped by layer, channels cut, another network.
+        (["magnitude"], {"method": "amc", "granularity": "weights", "params": 0.01}, None),
+        (["channels"], {"method": "amc", "macs": 0.01}, None),
+        ([{"method": "distill", "student": "lenet5"}], {"method": "channels", "macs": 0.001}, None),
+    ],
+)
+def test_later_steps_are_looked_at_as_long_as_the_network_keeps_its_layers(earlier, later, words):
+    steps = [Step.model_validate(step) for step in [*earlier, later]]
+    network = build(ModelSpec(name="resnet20"), num_classes=10, in_shape=(1, 32, 32)).eval()
+    said = []
+
+    def look():
+        check_before(steps, lambda: (copy.deepcopy(network), (1, 32, 32)), said.append)
+
+    if words is None:
+        look()
+    else:
+        with pytest.raises(UserError, match=words):
+            look()
+    assert said == []
 
 
 def test_files_of_later_steps_are_looked_at_before_the_training(tmp_path, monkeypatch, capfd):

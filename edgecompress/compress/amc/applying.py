@@ -48,6 +48,8 @@ def check(model: nn.Module, params: Params, context: Context) -> None:
         return
     space = _space(model, params, context)
     _check_choices(space, params)
+    if context.reweighted and params.granularity == "weights":
+        return  # how many weights there will be is not known
     if params.budget in ("macs", "params", "bytes"):
         spaces.out_of_reach(space, params.budget, getattr(params, params.budget), params)
 

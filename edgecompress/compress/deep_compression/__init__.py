@@ -81,6 +81,11 @@ class Params:
                 raise ValueError("the warmup_epochs of finetune must be below the epochs of one step")
 
 
+def keeps_layers(params: Params) -> bool:
+    """Whether the network after the step has the layers and sizes of the one before."""
+    return True
+
+
 def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:
     """The model itself, pruned, its weights shared. Notes: `values`, `kept_fraction`, and `paper_size` (see `size.Count`).
 

@@ -77,6 +77,11 @@ class Params:
             raise ValueError("scope global prunes all layers at once: it takes mode base and no ratios")
 
 
+def keeps_layers(params: Params) -> bool:
+    """Whether the network after the step has the layers and sizes of the one before."""
+    return True
+
+
 def apply(model: nn.Module, params: Params, context: Context) -> nn.Module:
     """The model itself, pruned in place and fine-tuned.
 
