@@ -142,8 +142,16 @@ class Board:
         wait_for(look)
         return found[0]
 
-    def phase(self, job_id: str, wanted: str) -> None:
-        wait_for(lambda: (self.status(job_id).phase or "").startswith(wanted))
+    def phase(self, job_id: str, wanted: str) -> wire.Status:
+        """The status that told of this phase."""
+        seen: list[wire.Status] = []
+
+        def look() -> bool:
+            seen.append(self.status(job_id))
+            return (seen[-1].phase or "").startswith(wanted)
+
+        wait_for(look)
+        return seen[-1]
 
     def result(self, job_id: str) -> wire.Result:
         """The result, waited for by looking for the file as the host does."""
@@ -168,6 +176,14 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def command_line(pid: int) -> str:
+    """Of a process; nothing when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def wait_for(true: Callable[[], bool], seconds: float = 60) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 INFO = wire.EngineInfo("litert", "none", "0", "0", (), 1, (), ())
 SENSOR = wire.SensorInfo("meter", "a meter", "board", 0.005, 0.001, 0.01, 0.002)
-PLAN = wire.PowerPlan(window_s=0.15, min_samples=20, windows=3, idle_s=0.1, settle_s=0.05, max_window_s=1.0)
+PLAN = wire.PowerPlan(window_s=0.15, min_samples=20, windows=3, idle_s=0.1, settle_s=0.05, max_window_s=20.0)
 
 
 class Meter:
@@ -65,10 +65,11 @@ def test_windows_follow_the_plan_and_the_trace_covers_them(monkeypatch: pytest.M
     for before, after in itertools.pairwise(windows):
         assert before.end_ns <= after.start_ns
     for window in windows[1:-1]:
-        assert 0.15e9 <= window.end_ns - window.start_ns < 1.5e9
+        length_ns = window.end_ns - window.start_ns
+        assert 0.15e9 <= length_ns < 21e9
         assert window.latency_ns_p50 is not None and window.latency_ns_p50 >= 1e6
-        assert 1 <= window.inferences <= (window.end_ns - window.start_ns) / 1e6
-        assert 0.5 < window.inferences * window.latency_ns_p50 / (window.end_ns - window.start_ns) < 1.5
+        assert 1 <= window.inferences <= length_ns / 1e6
+        assert window.inferences * window.latency_ns_p50 <= 2 * length_ns, "no median is more than twice the mean"
     assert windows[0].inferences == windows[-1].inferences == 0 and windows[0].latency_ns_p50 is None
     assert min(_samples(outcome)[1:-1]) >= 20
     assert trace.t_ns[0] <= windows[0].start_ns and trace.t_ns[-1] >= windows[-1].end_ns
@@ -76,12 +77,16 @@ def test_windows_follow_the_plan_and_the_trace_covers_them(monkeypatch: pytest.M
 
 
 def test_a_slow_sensor_makes_windows_and_idle_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = wire.PowerPlan(window_s=0.02, min_samples=20, windows=1, idle_s=0.02, settle_s=0.0, max_window_s=5.0)
+    plan = wire.PowerPlan(window_s=0.02, min_samples=20, windows=1, idle_s=0.02, settle_s=0.0, max_window_s=20.0)
     outcome, told = _pass(monkeypatch, Meter(0.02), plan)
     assert told == [pytest.approx(2 * 10 * 0.02 + 1.1 * 20 * 0.02, abs=0.02)]
-    before, within, after = _samples(outcome)
+    assert outcome.power is not None
+    before, within, after = outcome.power.windows
     # no sensor is on time to the reading: the inner window waits for its samples, the idle ones only for their time
-    assert before >= 5 and within >= 20 and after >= 5
+    assert _samples(outcome)[1] >= 20
+    for idle in (before, after):
+        assert idle.end_ns - idle.start_ns >= 10 * 0.02e9
+    assert within.end_ns - within.start_ns >= 1.1 * 20 * 0.02e9
 
 
 def test_windows_begin_at_random_moments_of_the_sensors_interval(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +112,7 @@ def test_no_window_is_longer_than_the_most(monkeypatch: pytest.MonkeyPatch) -> N
     assert outcome.power is not None
     assert [w.kind for w in outcome.power.windows] == ["power", "power"]
     for window in outcome.power.windows:
-        assert 0.2e9 <= window.end_ns - window.start_ns < 1e9
+        assert 0.2e9 <= window.end_ns - window.start_ns < 5e9, "1000 readings take 10 s and more"
 
 
 def test_a_sensor_that_fails_keeps_the_trace_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,8 +226,7 @@ def test_whoever_asks_is_told_to_keep_quiet(board: Board, tmp_path: Path) -> Non
     job = wire.Job("job", model, "onnxruntime", warmup_s=0.0, min_s=0.05, blocks=1, score=False, sensor="replay",
                    sensor_options=options, power=plan)  # fmt: skip
     board.ask("start", board.put_job(job))
-    board.phase("job", "measuring power")
-    status = board.status("job")
+    status = board.phase("job", "measuring power")
     assert status.quiet_s is not None and 0 < status.quiet_s <= 3.0
     assert board.result("job").status == "ok"
     assert json.loads((board.directory("job") / "progress.json").read_text())["quiet"] is True

@@ -21,7 +21,7 @@ MS = 1_000_000
 
 
 class Fake:
-    """A sensor with a list of what happens: samples to give and errors to raise, every 2 ms; then silence."""
+    """A sensor with a list of what happens: samples to give and errors to raise, every 2 ms; then silence until it is closed."""
 
     info = INFO
 
@@ -33,9 +33,8 @@ class Fake:
     def read(self, timeout_s: float) -> Sample:
         self.affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
         if not self._script:
-            if self.closed.wait(timeout_s):
-                raise SensorFault("closed")
-            raise SensorFault(f"silent for {timeout_s:g} s")
+            self.closed.wait(60)  # not timeout_s: a busy machine may not have come to its assertions by then
+            raise SensorFault("closed")
         time.sleep(self._interval_s)
         now = self._script.pop(0)
         if isinstance(now, BaseException):
@@ -111,12 +110,12 @@ def test_stopping_while_it_waits_is_no_failure() -> None:
         _until(lambda: sampler.count == 1)
         began = time.monotonic()
         trace = sampler.stop()
-    assert time.monotonic() - began < sampler.timeout_s
+    assert time.monotonic() - began < 30
     assert trace.ended_reason is None and trace.t_ns == (0,)
 
 
 def test_forgetting_begins_anew() -> None:
-    sensor = Fake([Sample(i * 2 * MS, i) for i in range(1, 300)])
+    sensor = Fake([Sample(i * 2 * MS, i) for i in range(1, 20_000)])  # more than it comes to while this thread sleeps
     with Sampler(sensor) as sampler:
         _until(lambda: sampler.count >= 20)
         sampler.forget()

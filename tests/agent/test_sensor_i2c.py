@@ -226,7 +226,7 @@ def test_a_stub_without_the_flag(plug: Plug, tmp_path: Path) -> None:
     sample = sensor.read(0.2)
     assert sample.stale and sample.power_uw == 500_800
     words[2] |= 2
-    assert sensor.read(0.2) == (pytest.approx(sensor.read(0.2).t_ns, abs=50e6), 500_800, False, False, None)
+    assert sensor.read(0.2) == (pytest.approx(sensor.read(0.2).t_ns, abs=2e9), 500_800, False, False, None)
 
 
 # Permission

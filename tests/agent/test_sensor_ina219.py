@@ -386,7 +386,8 @@ def test_through_the_sampler_in_real_time() -> None:
         chip.clock.sleep(1.0)
         trace = sampler.stop()
     assert trace.ended_reason is None and trace.stale == trace.overflows == 0
-    assert 40 <= len(trace.t_ns) + trace.dropped <= 62
+    cycles = (trace.t_ns[-1] - trace.t_ns[0]) / 17.552e6
+    assert cycles > 40 and len(trace.t_ns) + trace.dropped == pytest.approx(cycles + 1, abs=2)
     assert all(b > a for a, b in itertools.pairwise(trace.t_ns))
-    assert sum(trace.power_uw) / len(trace.power_uw) == pytest.approx(4e6, rel=0.05)
+    assert sum(trace.power_uw) / len(trace.power_uw) == pytest.approx(4e6, rel=0.15)
     assert trace.info.scope == "as-wired" and trace.info.interval_s == pytest.approx(0.017552)

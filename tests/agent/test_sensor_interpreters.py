@@ -19,7 +19,7 @@ sys.path.insert(0, sys.argv[1])
 from edgecompress_agent import sensors, wire
 for name, options in json.load(sys.stdin):
     sensor = sensors.open_sensor(name, options)
-    sample = sensor.read(5)
+    sample = sensor.read(20)
     sensor.close()
     print(json.dumps([wire.to_json(sensor.info), sample._asdict()]))
 """
@@ -43,14 +43,14 @@ def test_every_interpreter_reads_them(python: str, agent: Path, tmp_path: Path) 
     serial, usb = FakeMeter(print_lines), FakeMeter(say_power)
     asked = [
         ("tegrastats", {"command": str(tegrastats), "interval_ms": 20}),
-        ("pi_pmic", {"command": str(vcgencmd), "interval_s": 1}),
+        ("pi_pmic", {"command": str(vcgencmd), "interval_s": 5}),
         ("serial_csv", {"port": serial.port}),
         ("um25c", {"port": usb.port}),
     ]
     try:
         done = subprocess.run(
             [python, "-I", "-W", "error", "-c", READ, str(agent)],
-            input=json.dumps(asked), capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONHASHSEED": "1"},
+            input=json.dumps(asked), capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONHASHSEED": "1"},
         )  # fmt: skip
     finally:
         serial.close()

@@ -62,8 +62,12 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     return make
 
 
+INTERVAL_S = 0.6
+"""More than twice what a busy machine takes to start the Python in vcgencmd's place: else the sensor refuses to open."""
+
+
 def opened(**options: Any) -> Any:
-    return sensors.open_sensor("pi_pmic", {"interval_s": 0.2, **options})
+    return sensors.open_sensor("pi_pmic", {"interval_s": INTERVAL_S, **options})
 
 
 def test_pairs_by_name() -> None:
@@ -95,28 +99,28 @@ def test_any_text(text: str) -> None:
 
 def test_power_over_time(tool: Make) -> None:
     tool("say(TEXT.replace('1.54489000A', '%.8fA' % (1 + count / 100)))")
+    began = time.monotonic_ns()
     sensor = opened()
-    assert (sensor.info.scope, sensor.info.interval_s) == ("pmic-rails", 0.2)
+    assert (sensor.info.scope, sensor.info.interval_s) == ("pmic-rails", INTERVAL_S)
     assert any("not the input power" in note for note in sensor.info.notes)
     assert any("EXT5V_V, BATT_V" in note for note in sensor.info.notes)
     assert any("of one core" in note for note in sensor.info.notes)
-    before = time.monotonic_ns()
-    samples = [sensor.read(2) for _ in range(4)]
+    samples = [sensor.read(20) for _ in range(3)]
     rest = sum(WATTS.values()) - WATTS["VDD_CORE"]
     for number, sample in enumerate(samples, start=3):  # opening took three readings
         assert sample.power_uw == pytest.approx(1e6 * (rest + (1 + number / 100) * 0.8872518), abs=2)
         assert sample.rails_mw["VDD_CORE"] == round(1e3 * (1 + number / 100) * 0.8872518)
         assert sample.rails_mw.keys() == WATTS.keys() and not sample.stale
-    assert before < samples[0].t_ns < samples[-1].t_ns < time.monotonic_ns()
-    assert samples[3].t_ns - samples[0].t_ns >= 0.5e9
+    assert began < samples[0].t_ns < samples[-1].t_ns < time.monotonic_ns()
+    assert samples[-1].t_ns >= began + 2e9 * INTERVAL_S, "no sooner; how much later is the machine's affair"
     sensor.close()
 
 
 def test_a_value_belongs_to_the_middle_of_its_reading(tool: Make) -> None:
-    tool("time.sleep(0.2)\nsay(TEXT)")
-    sensor = opened(interval_s=2)
+    tool("time.sleep(0.5)\nsay(TEXT)")
+    sensor = opened(interval_s=10)
     before = time.monotonic_ns()
-    sample = sensor.read(4)
+    sample = sensor.read(20)
     after = time.monotonic_ns()
     assert sample.t_ns == pytest.approx((before + after) / 2, abs=0.2 * (after - before))
 
@@ -124,7 +128,7 @@ def test_a_value_belongs_to_the_middle_of_its_reading(tool: Make) -> None:
 def test_repeats_are_stale(tool: Make) -> None:
     tool("say(TEXT.replace('1.54489000A', '%.8fA' % (1 + count // 2)))")
     sensor = opened()
-    assert [sensor.read(2).stale for _ in range(4)] == [False, False, True, False]  # the 4th to 7th answer
+    assert [sensor.read(20).stale for _ in range(4)] == [False, False, True, False]  # the 4th to 7th answer
 
 
 @pytest.mark.parametrize(
@@ -135,7 +139,7 @@ def test_repeats_are_stale(tool: Make) -> None:
         ("say('VCHI initialization failed')\nos._exit(255)", "group video"),
         ("say(TEXT.replace('VDD_CORE_A', 'VDD_CARE_A'))", "gives no VDD_CORE"),
         ("os._exit(4)", "exit status 4"),
-        ("time.sleep(0.12)\nsay(TEXT)", "too long for one every 0.2 s"),
+        ("time.sleep(0.35)\nsay(TEXT)", "too long for one every 0.6 s"),
         ("time.sleep(30)", "no answer within"),
     ],
 )
@@ -161,30 +165,31 @@ def test_fails_later(after: str, words: str, tool: Make) -> None:
     body = "".join(f"    {line}\n" for line in after.splitlines())
     tool(f"if count < 5:\n    say(TEXT)\nelse:\n{body}")
     sensor = opened()
-    sensor.read(2)
+    sensor.read(20)
     with pytest.raises(SensorFault, match=words):
         for _ in range(3):
-            sensor.read(1)
+            sensor.read(3 if "no answer" in words else 20)
 
 
 def test_one_bad_answer_is_left_out(tool: Make) -> None:
     tool("say(TEXT if count != 4 else 'garbled')")
+    began = time.monotonic_ns()
     sensor = opened()
-    first, second = sensor.read(2), sensor.read(2)
-    assert second.t_ns - first.t_ns >= 0.3e9
+    first, second = sensor.read(20), sensor.read(20)
+    assert first.t_ns < second.t_ns and second.t_ns >= began + 2e9 * INTERVAL_S, "the third question's"
 
 
 def test_closed_and_not_here(tool: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool("say(TEXT)")
     assert "8 rails" in (pi_pmic.probe() or "")
-    sensor = opened(interval_s=5)
-    sensor.read(2)
+    sensor = opened(interval_s=10)
+    sensor.read(20)
     with pytest.raises(SensorFault, match="within 1 s"):
         sensor.read(1)
     sensor.close()
     sensor.close()
     with pytest.raises(SensorFault, match="closed"):
-        sensor.read(10)
+        sensor.read(20)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert pi_pmic.probe() is None
     with pytest.raises(AgentError, match="vcgencmd is not on this device"):

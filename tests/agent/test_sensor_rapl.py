@@ -130,7 +130,7 @@ def test_a_late_reading_covers_the_whole_gap(machine: Path) -> None:
 def test_in_real_time(machine: Path) -> None:
     sensor = rapl.open({"interval_s": 0.02}, machine)
     samples = [sensor.read(1.0) for _ in range(4)]
-    assert all(0 < b.t_ns - a.t_ns < 200e6 for a, b in itertools.pairwise(samples))
+    assert all(0 < b.t_ns - a.t_ns < 2e9 for a, b in itertools.pairwise(samples))
     sensor.close()
 
 

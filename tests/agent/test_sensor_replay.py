@@ -71,8 +71,9 @@ def test_a_reader_that_was_away_gets_all_of_it_with_the_stamps_that_were_due(tmp
 
 
 def test_a_gap_longer_than_the_wait_is_silence(tmp_path: Path) -> None:
-    sensor = open_sensor("replay", _json(tmp_path))
-    sensor.read(1.0)
+    hour = dataclasses.replace(TRACE, t_ns=(0, 10 * MS, 20 * MS, 3_600_000 * MS))
+    sensor = open_sensor("replay", _json(tmp_path, hour))
+    _read(sensor, 3)
     with pytest.raises(SensorFault, match=r"no value for 0\.001 s"):
         sensor.read(0.001)
 

@@ -45,13 +45,14 @@ def plug() -> Iterator[Plug]:
 
 
 def printing(line: Callable[[int], bytes], interval_s: float = 0.01) -> Play:
-    """A meter that prints `line(count)` again and again."""
+    """A meter that prints `line(count)` again and again, as a clock of its own says: where the machine was busy, some at once."""
 
     def play(meter: FakeMeter) -> None:
-        count = 0
-        while meter.wait(interval_s):
+        began = time.monotonic()
+        for count in itertools.count():
+            if not meter.wait(max(0.0, began + (count + 1) * interval_s - time.monotonic())):
+                return
             meter.send(line(count))
-            count += 1
 
     return play
 
@@ -84,11 +85,11 @@ def test_any_text(text: str) -> None:
 def test_power_over_time(plug: Plug) -> None:
     sensor = plug(printing(plain))
     assert (sensor.info.name, sensor.info.scope, sensor.info.interval_s) == ("serial_csv", "as-wired", 0.01)
-    samples = [sensor.read(2) for _ in range(30)]
+    samples = [sensor.read(20) for _ in range(30)]
     first = samples[0].power_uw // 5000
     assert [s.power_uw for s in samples] == [5000 * (first + i) for i in range(30)]
     assert not any(s.stale or s.overflow for s in samples)
-    assert abs(samples[-1].t_ns - time.monotonic_ns()) < 0.2e9
+    assert abs(samples[-1].t_ns - time.monotonic_ns()) < 2e9
 
 
 def test_stamps_are_the_meters_clock_and_not_the_arrival(plug: Plug) -> None:
@@ -107,7 +108,7 @@ def test_stamps_are_the_meters_clock_and_not_the_arrival(plug: Plug) -> None:
                 held = b""
 
     sensor = plug(play)
-    samples = [sensor.read(2) for _ in range(100)]
+    samples = [sensor.read(20) for _ in range(100)]
     steps = [(b.t_ns - a.t_ns) / 1e6 for a, b in itertools.pairwise(samples)]
     assert sum(abs(step - 10) < 0.01 for step in steps) > 90  # but where a shorter lag was found
     true_ns = [(s.t_ns / 1e9 - began) % 0.01 for s in samples[-20:]]
@@ -131,7 +132,7 @@ def test_the_clocks_follow_each_other_and_wrap(drift: float) -> None:
 
 def test_a_line_that_repeats_its_moment_is_stale(plug: Plug) -> None:
     sensor = plug(printing(lambda n: plain(n if n < 40 else n // 2 * 2)))
-    samples = [sensor.read(2) for _ in range(60)]
+    samples = [sensor.read(20) for _ in range(60)]
     assert [s.stale for s in samples[-8:]].count(True) == 4
     assert all(b.t_ns > a.t_ns for a, b in itertools.pairwise(samples))
 
@@ -149,9 +150,9 @@ def test_a_line_that_repeats_its_moment_is_stale(plug: Plug) -> None:
 )
 def test_single_garbled_lines_are_left_out(garbled: bytes, plug: Plug) -> None:
     sensor = plug(printing(lambda n: plain(n) if n % 5 else garbled))
-    samples = [sensor.read(2) for _ in range(30)]
+    samples = [sensor.read(20) for _ in range(30)]
     assert all(s.power_uw // 5000 % 5 for s in samples)
-    assert 0.3e9 < samples[-1].t_ns - samples[0].t_ns < 0.45e9
+    assert 0.25e9 < samples[-1].t_ns - samples[0].t_ns < 0.45e9
 
 
 @pytest.mark.parametrize(
@@ -166,41 +167,41 @@ def test_single_garbled_lines_are_left_out(garbled: bytes, plug: Plug) -> None:
 def test_fails_later(after: Callable[[int], bytes], words: str, plug: Plug) -> None:
     sensor = plug(printing(lambda n: plain(n) if n < 30 else after(n)))
     for _ in range(3):
-        sensor.read(2)
+        sensor.read(20)
     with pytest.raises(SensorFault, match=words):
         for _ in range(40):
-            sensor.read(0.5)
+            sensor.read(0.5 if "sent no line" in words else 20)
 
 
 def test_unplugged(plug: Plug) -> None:
     def play(meter: FakeMeter) -> None:
-        for count in range(30):
+        for count in range(100):
             meter.wait(0.01)
             meter.send(plain(count))
         meter.unplug()
 
     sensor = plug(play)
     with pytest.raises(SensorFault, match="is gone"):
-        for _ in range(40):
-            sensor.read(2)
+        for _ in range(110):
+            sensor.read(20)
 
 
 def test_closed_while_it_waits(plug: Plug) -> None:
-    sensor = plug(printing(lambda n: plain(n) if n < 15 else b""))
+    sensor = plug(printing(lambda n: plain(n) if n < 60 else b""))
     caught: list[SensorFault] = []
 
     def wait() -> None:
         try:
-            for _ in range(30):
+            for _ in range(100):
                 sensor.read(30)
         except SensorFault as fault:
             caught.append(fault)
 
     thread = threading.Thread(target=wait)
     thread.start()
-    time.sleep(0.2)
+    time.sleep(1)  # the meter has fallen silent by then
     sensor.close()
-    thread.join(5)
+    thread.join(20)
     assert not thread.is_alive() and "closed" in str(caught[0])
 
 
@@ -214,8 +215,8 @@ def test_what_a_board_prints_while_it_starts_is_skipped(plug: Plug) -> None:
 
     sensor = plug(printing(line))
     assert sensor.info.interval_s == 0.01
-    samples = [sensor.read(2) for _ in range(5)]
-    assert samples[-1].t_ns - samples[0].t_ns == pytest.approx(0.04e9, rel=0.3)
+    samples = [sensor.read(20) for _ in range(5)]
+    assert samples[-1].t_ns - samples[0].t_ns == pytest.approx(0.04e9, rel=0.6)
     assert all(s.power_uw == 5000 for s in samples)
 
 
@@ -229,7 +230,7 @@ def test_what_a_board_prints_while_it_starts_is_skipped(plug: Plug) -> None:
     ],
 )
 def test_refuses_what_is_no_such_meter(line: bytes, words: str, plug: Plug, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serial_csv, "_FIRST_S", 0.5)
+    monkeypatch.setattr(serial_csv, "_FIRST_S", 20 if words == "clock stands still" else 1)
     with pytest.raises(AgentError, match=words):
         plug(printing(lambda _: line))
 

@@ -63,7 +63,7 @@ def test_power_over_time(tool: Make, opened: Callable[..., Any]) -> None:
     info = sensor.info
     assert (info.name, info.scope, info.interval_s, info.replayed) == ("tegrastats", "module", 0.02, False)
     assert info.resolution_w == 0.4 and info.gain_error > 0 and info.offset_error_w > 0
-    samples = [sensor.read(2) for _ in range(10)]
+    samples = [sensor.read(20) for _ in range(10)]
     gpu = [s.rails_mw["VDD_GPU_SOC"] for s in samples]
     assert gpu == list(range(gpu[0], gpu[0] + 10))
     assert [s.power_uw for s in samples] == [1000 * (g - 398 + 4032) for g in gpu]
@@ -78,7 +78,7 @@ def test_every_board(family: Family, tool: Make, opened: Callable[..., Any]) -> 
     tool(f"forever(lambda n: say({family.line('dated')!r}))")
     for sensor in (opened(), opened(board=family.name)):
         assert sensor.info.scope == family.scope
-        sample = sensor.read(2)
+        sample = sensor.read(20)
         assert sample.power_uw == 1000 * (family.total_mw or 0)
         assert sample.rails_mw == family.rails_mw
 
@@ -86,12 +86,12 @@ def test_every_board(family: Family, tool: Make, opened: Callable[..., Any]) -> 
 def test_lines_that_waited_keep_their_distance(tool: Make, opened: Callable[..., Any]) -> None:
     """A thread that was kept from reading for a while gets several lines at once."""
     tool("forever(lambda n: say(line(1000 + n)))")
-    sensor = opened(interval_ms=50)
-    sensor.read(2)
-    time.sleep(0.4)
-    samples = [sensor.read(2) for _ in range(4)]
+    sensor = opened(interval_ms=200)  # after 20 of them it would throw away what waited
+    sensor.read(20)
+    time.sleep(1.3)
+    samples = [sensor.read(20) for _ in range(4)]
     steps = [(b.t_ns - a.t_ns) / 1e6 for a, b in itertools.pairwise(samples)]
-    assert steps == pytest.approx([50] * 3, abs=1)
+    assert steps == pytest.approx([200] * 3, abs=1)
 
 
 def test_what_was_printed_long_before_is_not_read(tool: Make, opened: Callable[..., Any]) -> None:
@@ -99,15 +99,15 @@ def test_what_was_printed_long_before_is_not_read(tool: Make, opened: Callable[.
     sensor = opened(interval_ms=10)
     time.sleep(0.5)
     began = time.monotonic_ns()
-    first = sensor.read(2)
+    first = sensor.read(20)
     assert first.t_ns >= began
-    assert first.rails_mw["VDD_GPU_SOC"] > 1020
+    assert first.rails_mw["VDD_GPU_SOC"] > 1005, "the second line would say 1001"
 
 
 def test_single_lines_that_are_none_are_left_out(tool: Make, opened: Callable[..., Any]) -> None:
     tool("forever(lambda n: say(line(1000 + n) if n % 2 == 0 else 'nvmap: a message in between'))")
     sensor = opened()
-    assert [sensor.read(2).rails_mw["VDD_GPU_SOC"] % 2 for _ in range(5)] == [0] * 5
+    assert [sensor.read(20).rails_mw["VDD_GPU_SOC"] % 2 for _ in range(5)] == [0] * 5
 
 
 def test_what_it_said_before_it_ended_is_told(tool: Make, opened: Callable[..., Any]) -> None:
@@ -122,7 +122,7 @@ def test_dies(last: str, tool: Make, opened: Callable[..., Any]) -> None:
     sensor = opened()
     with pytest.raises(SensorFault, match=r"tegrastats ended with exit status 3|tegrastats was killed by signal 9"):
         for _ in range(5):
-            sensor.read(2)
+            sensor.read(20)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_changes_its_format(after: str, tool: Make, opened: Callable[..., Any]) 
     sensor = opened()
     with pytest.raises(SensorFault, match="changed its format"):
         for _ in range(5):
-            sensor.read(2)
+            sensor.read(20)
 
 
 def test_falls_silent(tool: Make, opened: Callable[..., Any]) -> None:
@@ -232,9 +232,9 @@ def test_close_ends_the_tool_and_the_wait(stubborn: str, tool: Make, opened: Cal
     time.sleep(0.1)
     sensor.close()
     sensor.close()
-    thread.join(5)
+    thread.join(20)
     assert not thread.is_alive() and len(caught) == 1
-    wait_for(lambda: not alive(pid), 5)
+    wait_for(lambda: not alive(pid), 30)
 
 
 def test_the_tool_does_not_outlive_a_killed_agent(tool: Make, tmp_path: Path) -> None:
@@ -242,8 +242,10 @@ def test_the_tool_does_not_outlive_a_killed_agent(tool: Make, tmp_path: Path) ->
     tool("open(sys.argv[0] + '.pid', 'w').write(str(os.getpid()))\nforever(lambda n: say(line(n)))")
     child = os.fork()
     if child == 0:
-        sensors.open_sensor("tegrastats", {"interval_ms": 20})
-        os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            sensors.open_sensor("tegrastats", {"interval_ms": 20})
+        finally:  # whatever it raises: two processes must not go on with the tests
+            os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     pid = int((tmp_path / "bin" / "tegrastats.pid").read_text())
-    wait_for(lambda: not alive(pid), 5)
+    wait_for(lambda: not alive(pid))

@@ -84,8 +84,11 @@ def test_two_starts_at_once_run_one_supervisor(board: Board) -> None:
         starts = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(4)]
         assert [s.wait(60) for s in starts] == [0] * 4
         wait_for(lambda: board.status("job").state == "waiting")
-        log = [p for p in Path("/proc").glob("[0-9]*/cmdline") if _is_start(p, board)]
-        assert len(log) == 1
+        wait_for(lambda: len(_supervisors(board)) == 1, 10)
+
+
+def _supervisors(board: Board) -> list[Path]:
+    return [p for p in Path("/proc").glob("[0-9]*/cmdline") if _is_start(p, board)]
 
 
 def _is_start(cmdline: Path, board: Board) -> bool:
@@ -178,7 +181,7 @@ def test_a_supervisor_that_is_killed_takes_its_worker_with_it(board: Board, long
     board.phase("long", "warming up")
     worker = board.worker("long")
     os.kill(board.supervisor("long"), signal.SIGKILL)
-    wait_for(lambda: not alive(worker), 5)
+    wait_for(lambda: not alive(worker), 30)
     wait_for(lambda: board.status("long").state == "lost")
     shorter = dataclasses.replace(long_job, warmup_s=0)
     (board.directory("long") / "job.json").write_bytes(wire.encode(shorter))
@@ -188,14 +191,14 @@ def test_a_supervisor_that_is_killed_takes_its_worker_with_it(board: Board, long
 
 @pytest.mark.heavy
 def test_deadline(board: Board, long_job: wire.Job) -> None:
-    board.put_job(dataclasses.replace(long_job, deadline_s=3))
+    board.put_job(dataclasses.replace(long_job, deadline_s=10))  # by then any machine has loaded the engine
     started = time.monotonic()
     board.ask("start", "long")
     worker = board.worker("long")
     result = board.result("long")
     assert result.status == "failed"
-    assert "took longer than 3 s and was stopped while warming up" in (result.reason or "")
-    assert time.monotonic() - started < 20
+    assert "took longer than 10 s and was stopped while warming up" in (result.reason or "")
+    assert time.monotonic() - started < 50
     assert not alive(worker)
 
 
@@ -254,4 +257,4 @@ def test_the_supervisor_holds_nothing_of_its_caller(board: Board) -> None:
         wanted = {os.devnull, str(job / "log"), str(job / "lock"), str(board.root / "lock")}
         open_files = Path(f"/proc/{board.supervisor('job')}/fd")
         # it has told its number a moment before it waits: until then a file that it writes may be open
-        wait_for(lambda: {os.path.realpath(f) for f in open_files.iterdir()} == wanted, 10)
+        wait_for(lambda: {os.path.realpath(f) for f in open_files.iterdir()} == wanted)

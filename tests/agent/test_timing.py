@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,11 +21,28 @@ def _timed(step: Callable[[Any], Any], seconds: float, **changes: int) -> tuple[
     return list(latencies), cut
 
 
-def test_a_latency_is_the_steps_own_duration() -> None:
-    latencies, cut = _timed(lambda _: time.sleep(0.005), 0.1)
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A clock that stands still but when a step says how many ns it took."""
+    now = 0
+
+    def goes_on(ns: int) -> None:
+        nonlocal now
+        now += ns
+
+    monkeypatch.setattr("edgecompress_agent.measure.time.monotonic_ns", lambda: now)
+    return goes_on
+
+
+def test_a_latency_is_the_steps_own_duration(clock: Callable[[int], None]) -> None:
+    taken = itertools.cycle((5_000_000, 6_000_000))
+    latencies, cut = _timed(lambda _: clock(next(taken)), 0.1)
     assert not cut
-    assert 5 <= len(latencies) <= 20
-    assert 5e6 <= min(latencies) < 7e6
+    assert latencies == [5_000_000, 6_000_000] * 9 + [5_000_000]
+
+
+def test_a_latency_is_in_real_time() -> None:
+    assert min(_timed(lambda _: time.sleep(0.005), 0.1)[0]) >= 5e6
 
 
 def test_inputs_are_taken_in_turn_and_nothing_is_collected_meanwhile() -> None:
@@ -43,17 +61,11 @@ def test_the_collector_is_back_after_a_failure() -> None:
     assert gc.isenabled()
 
 
-def test_faster_than_expected_loses_nothing() -> None:
+def test_faster_than_expected_loses_nothing(clock: Callable[[int], None]) -> None:
     """The storage was made for one inference: it grows, and every inference is in it."""
-    count = 0
-
-    def step(_: Any) -> None:
-        nonlocal count
-        count += 1
-
-    latencies, cut = _timed(step, 0.05, expected_ns=10**12)
-    assert len(latencies) == count > 1000
-    assert all(ns >= 0 for ns in latencies) and sum(latencies) <= 1e9
+    taken = itertools.count(10_000)
+    latencies, cut = _timed(lambda _: clock(next(taken)), 0.05, expected_ns=10**12)
+    assert len(latencies) > 1000 and latencies == list(range(10_000, 10_000 + len(latencies)))
     assert not cut
 
 

@@ -17,7 +17,7 @@ from edgecompress_agent import wire
 
 from edgecompress.board import bundle
 
-from .conftest import Board, alive, children, wait_for
+from .conftest import Board, alive, children, command_line, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -83,9 +83,9 @@ def test_hello_ends_with_whoever_asked(board: Board, tmp_path: Path) -> None:
         hello = subprocess.Popen(command, stdout=writer, env={**os.environ, **board.environment})
         os.close(writer)
         wait_for((tmp_path / "importing").exists)
-        (importing,) = [p for p in children(hello.pid) if "onnxruntime" in Path(f"/proc/{p}/cmdline").read_text()]
+        (importing,) = [p for p in children(hello.pid) if "onnxruntime" in command_line(p)]
         os.close(reader)
-        hello.wait(10)
+        hello.wait(60)
         wait_for(lambda importing=importing: not alive(importing))  # type: ignore[misc]
         (tmp_path / "importing").unlink()
 
