@@ -4,6 +4,7 @@ and delayed. For tests, benchmarks and studies."""
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -34,9 +35,14 @@ LogLevel VERBOSE
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """One that nobody has, and that the kernel gives to no outgoing connection: a server that is ended finds it free again."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    choose = random.SystemRandom().randrange
+    for _ in range(100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", choose(10_000, lowest) if lowest > 11_000 else 0))
+            return int(probe.getsockname()[1])
+    raise RuntimeError("there is no free port")
 
 
 def make_key(path: Path, kind: str = "ed25519", passphrase: str = "") -> Path:
@@ -156,6 +162,8 @@ class Proxy:
     _forgotten: threading.Event = field(default_factory=threading.Event)
     _open: list[socket.socket] = field(default_factory=list)
     _listener: socket.socket | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    """Of what is open: a connection that is being made must not escape a cut."""
 
     def start(self) -> Proxy:
         self._listener = socket.create_server(("127.0.0.1", self.port))
@@ -176,7 +184,11 @@ class Proxy:
                 except OSError:  # nobody listens there now
                     client.close()
                     continue
-                self._open += [client, server]
+                with self._lock:
+                    self._open += [client, server]
+                    if self.refusing:  # since it came
+                        self._shut()
+                        continue
                 for a, b in ((client, server), (server, client)):
                     threading.Thread(target=self._pump, args=(a, b, self._forgotten), daemon=True).start()
 
@@ -199,7 +211,11 @@ class Proxy:
             end.close()
 
     def cut(self, *, refuse: bool = True) -> None:
-        self.refusing = refuse
+        with self._lock:
+            self.refusing = refuse
+            self._shut()
+
+    def _shut(self) -> None:
         for connection in self._open:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -209,8 +225,9 @@ class Proxy:
     @property
     def connections(self) -> int:
         """How many go through it now, or did until it is noticed that they ended."""
-        self._open = [end for end in self._open if end.fileno() != -1]
-        return len(self._open) // 2
+        with self._lock:
+            self._open = [end for end in self._open if end.fileno() != -1]
+            return len(self._open) // 2
 
     def forget(self) -> None:
         """As a router does that was switched off and on: nothing moves on the connections that are open, and nobody is told."""

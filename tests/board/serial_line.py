@@ -125,6 +125,10 @@ class Line:
         fcntl.ioctl(self.terminal, termios.FIONREAD, waiting)
         return os.read(self.terminal, waiting[0]) if waiting[0] else b""
 
+    def type(self, text: bytes) -> None:
+        """As somebody does who has a terminal program open at this end of the line."""
+        os.write(self._board, text)
+
     def print(self, text: bytes) -> None:
         """As the board's kernel does: past whatever program has the terminal."""
         os.write(self.terminal, text)

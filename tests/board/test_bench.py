@@ -40,9 +40,16 @@ class Metered(Session):
         return wire.Result(job.job_id, "0" * 64, "ok", blocks=(wire.Block(0, ns),))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def local():
-    torch.set_num_threads(1)
     with connect(read_device("local")) as session:
         yield session
 
@@ -138,7 +145,6 @@ def replaying(tmp_path, watts):
 
 
 def test_energy_is_the_sensors_power_times_the_time_of_an_inference(tmp_path, monkeypatch):
-    torch.set_num_threads(1)
     answers = []
     measure = Session.measure
     monkeypatch.setattr(Session, "measure", lambda *given: answers.append(measure(*given)) or answers[-1])

@@ -211,17 +211,19 @@ def test_beside_a_measurement_neither_engine_nor_sensor_is_touched(
 def test_engines_that_take_long_to_import_make_no_process_look_idle(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    used_s = iter([10.0, 10.5])
+    used_s, looked = iter([10.0, 10.5]), list[float]()
 
     def slow() -> tuple[str, dict[str, wire.EngineFound]]:
+        looked.append(time.monotonic())
         time.sleep(1.5)
         return "", {}
 
     monkeypatch.setattr(agent_survey, "_LOOK_S", 0.5)
     monkeypatch.setattr(agent_survey, "_cpu_seconds", lambda: {77: ("ffmpeg", next(used_s))})
     monkeypatch.setattr(probe, "engines_found", slow)
+    began = time.monotonic()
     (busiest,) = agent_survey.survey(tmp_path, {}).processes
-    assert (busiest.pid, busiest.name) == (77, "ffmpeg") and 0.35 < busiest.cpus <= 1.0
+    assert (busiest.pid, busiest.name) == (77, "ffmpeg") and 0.5 / (looked[0] - began) <= busiest.cpus <= 1.0
 
 
 @pytest.mark.slow
@@ -345,7 +347,8 @@ def test_a_clock_that_is_wrong(local_profile: DeviceProfile, tmp_path: Path, lat
     profile = with_python(local_profile, python)
     check = doctor_module._clock(profile, open_transport(profile), str(python), of())
     assert check.ok is ok and "timedatectl set-ntp true" in check.fix
-    told = r"2\.0 hours behind" if late_s == 7200 else r"(9|10)\.\d s behind"
+    # half of what its Python takes to start is not known
+    told = r"2\.0 hours behind" if late_s == 7200 else r"([5-9]|10)\.\d s behind"
     assert re.search(told, check.detail) and "±" in check.detail
 
 

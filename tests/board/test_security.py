@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 from edgecompress_agent import wire
+from edgecompress_agent.store import try_lock
 from pydantic import ValidationError
 
 from edgecompress.board.agent import open_agent
@@ -266,6 +267,9 @@ def test_what_is_left_on_a_board_is_its_users_alone(
             agent.ask(wire.Status, "start", "job-2")
             while agent.ask(wire.Status, "status", "job-2").state != "done":
                 time.sleep(0.1)
+            ended = try_lock(Path(profile.workdir) / "jobs/job-2/lock", wait_s=60)  # its files come and go until then
+            assert ended is not None
+            os.close(ended)
             modes = _modes(Path(profile.workdir))
             agent.verb("clean", "job-2")
     finally:

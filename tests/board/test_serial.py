@@ -22,6 +22,7 @@ from edgecompress.board.serial_transport import SerialTransport, told
 from edgecompress.board.transport import Completed, DeviceError, LinkLost
 from edgecompress.device_profile import DeviceProfile
 from edgecompress.errors import UserError
+from tests.agent.conftest import wait_for
 from tests.board.serial_line import KERNEL, Line, Noise
 
 pytestmark = pytest.mark.slow
@@ -41,16 +42,14 @@ def test_a_shell_is_left_as_it_was(shell: str, console: MakeLine, serial_profile
     assert said == Completed(3, b"out\n", b"err\n")
     transport.close()
     transport.close()
-    time.sleep(0.3)
+    wait_for(lambda: termios.tcgetattr(line.terminal) == before)  # the helper has said goodbye, and is ending
     assert line.processes[0].poll() is None
-    assert termios.tcgetattr(line.terminal) == before
     assert not list(line.folder.glob("*.pyz")) and not list(line.folder.glob(".*.part"))
 
 
 def test_what_was_half_typed_is_not_run(console: MakeLine, serial_profile: MakeProfile, tmp_path: Path) -> None:
     line = console(shell="bash")
-    os.write(line.host, b"touch " + str(tmp_path / "typed").encode())
-    time.sleep(0.1)
+    line.type(b"touch " + str(tmp_path / "typed").encode())
     SerialTransport(serial_profile(line)).close()
     assert not (tmp_path / "typed").exists()
 
@@ -120,8 +119,9 @@ def test_an_upload_goes_on_where_the_cable_was_pulled(
     carried, again = line.carried, list[int]()
     transport.put(data, str(target), again.append)
     assert target.read_bytes() == data
-    assert seen[0] == 0 and again[0] >= 150_000
-    assert line.carried - carried < 220_000
+    # a piece of 16 KB may have been acknowledged and not yet been written; all of it anew would be 375 KB on the line
+    assert seen[0] == 0 and again[0] >= 150_000 - 16_384
+    assert line.carried - carried < 300_000
     assert not list(tmp_path.glob(".there.*.part"))
     transport.close()
 
@@ -177,17 +177,23 @@ def test_a_download_goes_on_where_the_cable_was_pulled(
     profile, data = serial_profile(line), os.urandom(300_000)
     (tmp_path / "result").write_bytes(data)
     transport = SerialTransport(profile)
-    timer = threading.Timer(1.2, line.pull)
-    timer.start()
+    carried = line.carried
+
+    def pull_at_half() -> None:
+        wait_for(lambda: line.carried - carried > 180_000)
+        line.pull()
+
+    pulling = threading.Thread(target=pull_at_half)
+    pulling.start()
     with pytest.raises(LinkLost):
         transport.get(str(tmp_path / "result"))
-    timer.join()
+    pulling.join()
     transport.close()
     line.plug()
     transport = SerialTransport(profile)
     carried = line.carried
     assert transport.get(str(tmp_path / "result")) == data
-    assert line.carried - carried < 270_000
+    assert line.carried - carried < 300_000
     transport.close()
 
 
@@ -198,7 +204,7 @@ def test_a_host_that_was_killed_finds_its_helper(console: MakeLine, serial_profi
     carried = line.carried
     second = SerialTransport(serial_profile(line))
     assert second.run(["echo", "well"]).stdout == b"well\n"
-    assert line.carried - carried < 3000  # it did not need to bring it again
+    assert line.carried - carried < 9000  # it did not need to bring it again: 12 KB
     second.close()
     assert line.processes[0].poll() is None
 
@@ -218,7 +224,7 @@ def test_a_board_that_starts_anew_is_noticed_and_logged_in_at_again(
     began = time.monotonic()
     with pytest.raises(LinkLost, match="started anew"):
         transport.run(["sleep", "30"], timeout_s=40)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     transport.close()
     line.start_shell("bash")
     again = SerialTransport(serial_profile(line))
@@ -231,13 +237,14 @@ def test_nothing_is_typed_while_a_boot_loader_counts_down(
 ) -> None:
     line = console()
     monkeypatch.undo()
+    assert serial_login.LISTEN_S > 1
     keys: list[bytes] = []
 
     def boot() -> None:
         line.print(b"U-Boot 2024.01\r\nHit any key to stop autoboot:  2")
-        time.sleep(1)
+        time.sleep(0.6)  # a real one says something every second
         line.print(b"\b\b\b 1")
-        time.sleep(1)
+        time.sleep(0.6)
         keys.append(line.typed())
         line.print(b"\r\nLinux version 6.1\r\n")
         line.start_shell("bash")
@@ -333,7 +340,7 @@ def test_a_getty_is_logged_in_at_and_left_logged_out(
     assert transport.run(["echo", "in"]).stdout == b"in\n"
     assert line.processes[0].poll() is None
     transport.close()
-    line.processes[0].wait(5)  # init would start a new getty
+    line.processes[0].wait(60)  # init would start a new getty
 
 
 def test_a_getty_that_logs_in_by_itself(getty: Callable[..., Line], serial_profile: MakeProfile) -> None:
@@ -430,7 +437,9 @@ def test_a_hostile_end_is_refused(how: str, console: MakeLine, serial_profile: M
     env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     version = serial_bootstrap.helper()[1]
     line.start([sys.executable, str(tmp_path / "hostile.py"), how, version], env)
-    time.sleep(0.5)
+    wait_for(
+        lambda: not termios.tcgetattr(line.terminal)[3] & termios.ECHO
+    )  # until it has begun, the terminal would echo
     transport = SerialTransport(serial_profile(line))
     with pytest.raises(DeviceError) as refused:
         transport.get("/result") if how != "escape" else transport.exists("/x")

