@@ -7,6 +7,7 @@ import os
 import pty
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -127,17 +128,20 @@ def test_many_threads_move_their_bars_on_a_terminal(monkeypatch: pytest.MonkeyPa
                         for _ in range(10):
                             job.advance(0.1)
                         board.describe("timing")
-                bars_drawn.wait(5)
+                bars_drawn.wait(60)
         except BaseException as error:  # noqa: BLE001 - shown by the assertion below
             errors.append(error)
 
     bars_drawn = threading.Event()
+    wanted = [f"b{number}: variant-{number}" for number in range(8)]
     try:
         with progress() as bars:
             threads = [threading.Thread(target=work, args=(number, bars)) for number in range(8)]
             for thread in threads:
                 thread.start()
-            bars_drawn.wait(0.5)  # rich draws ten times a second
+            until = time.monotonic() + 30
+            while not all(text.encode() in written for text in wanted) and time.monotonic() < until:
+                time.sleep(0.05)  # rich draws ten times a second
             bars_drawn.set()
             for thread in threads:
                 thread.join()
@@ -149,7 +153,7 @@ def test_many_threads_move_their_bars_on_a_terminal(monkeypatch: pytest.MonkeyPa
         os.close(ours)
     assert not errors
     text = written.decode("utf-8", "replace")
-    assert all(f"b{number}: variant-{number}" in text for number in range(8))
+    assert all(line in text for line in wanted)
 
 
 def test_lines_of_several_threads_in_a_log_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def test_a_waiting_board_is_woken_and_the_end_of_the_run_reaches_it() -> None:
     waiting = threading.Thread(target=lambda: found.append(dealt.next("y")))
     waiting.start()
     dealt.give_back("x", "A")
-    waiting.join(5)
+    waiting.join(60)
     assert found == [(0, "A")]
 
     stopped = threading.Event()
@@ -110,7 +110,7 @@ def test_a_waiting_board_is_woken_and_the_end_of_the_run_reaches_it() -> None:
     waiting = threading.Thread(target=wait)
     waiting.start()
     stopped.set()
-    waiting.join(5)
+    waiting.join(60)
     assert found[-1] == "stopped"
 
 
@@ -151,7 +151,7 @@ def test_threads_lose_nothing_and_do_nothing_twice(seed: int) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive()
     assert set(ends) == set(items) and set(ends.values()) == {1}
     assert set(done.values()) == {rounds}
