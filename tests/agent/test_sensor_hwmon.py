@@ -277,7 +277,7 @@ def test_refused_options(options: dict, says: str, tmp_path: Path) -> None:
     with pytest.raises(AgentError) as refused:
         hwmon.open(options, tmp_path)
     assert says in str(refused.value)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 # Faults

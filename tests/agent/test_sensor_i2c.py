@@ -122,7 +122,7 @@ def test_reading_through_every_kind_of_adapter(functions: int, plug: Plug, tmp_p
     assert sample.power_uw == pytest.approx(5e6, rel=0.005) and not sample.stale
     sensor.close()
     sensor.close()
-    assert _open_files() == before
+    assert _open_files() <= before
     with pytest.raises(SensorFault, match="closed"):
         sensor.read(1.0)
     # the configuration 0x1c6f, high byte first on the wires
@@ -144,7 +144,7 @@ def test_the_wrong_address_names_the_right_one(absent: int, plug: Plug, tmp_path
         AgentError, match=r"nothing answers at 0x40 on /dev/i2c-1 \(.+\); one does at 0x41, 0x44: set `address`"
     ):
         ina219.open({}, tmp_path)
-    assert _open_files() == before
+    assert _open_files() <= before
 
 
 def test_nothing_on_the_bus(plug: Plug, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_chip_that_a_driver_holds(plug: Plug, tmp_path: Path) -> None:
     before = _open_files()
     with pytest.raises(AgentError, match=r"ina2xx of the kernel holds the chip at 0x40.+sensor: hwmon.+echo 1-0040"):
         ina219.open({}, tmp_path)
-    assert _open_files() == before
+    assert _open_files() <= before
     assert ina219.probe(tmp_path) is None
     assert kernel.log == []
 
@@ -181,7 +181,7 @@ def test_a_file_that_is_no_bus(tmp_path: Path) -> None:
     before = _open_files()
     with pytest.raises(AgentError, match="is not an I2C bus: Inappropriate ioctl"):
         ina219.open({}, tmp_path)
-    assert _open_files() == before
+    assert _open_files() <= before
 
 
 def test_an_adapter_that_can_do_neither(plug: Plug, tmp_path: Path) -> None:

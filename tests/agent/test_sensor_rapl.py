@@ -181,7 +181,7 @@ def test_only_root_may_read_it(guarded: Path) -> None:
             rapl.open({}, guarded)
         assert rapl.probe(guarded) is None
         assert "only root" in str(rapl.hint(guarded))
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 def test_probe(machine: Path) -> None:
