@@ -32,7 +32,7 @@ from edgecompress.study import Step, StudySpec
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgecompress.compress.contract import Bench
+    from edgecompress.compress.contract import Asked, Bench
     from edgecompress.data import Dataset
 
 
@@ -111,19 +111,25 @@ class _Run:
         """Find out what cannot work before hours are spent on what can: extras, and every device that is needed."""
         from edgecompress.export.contract import check_installed
 
-        for node in self.plan.artifacts.values():
-            if self.dir.record("artifact", node.key, Artifact) is None:
-                check_installed(node.format)
+        for artifact in self.plan.artifacts.values():
+            if self.dir.record("artifact", artifact.key, Artifact) is None:
+                check_installed(artifact.format)
         measuring = []
         for name in self.devices:
             keys = [v.measurement for v in self.plan.variants if v.device == name]
             if any(self.dir.record("measurement", key, Measurement) is None for key in keys):
                 measuring.append(name)
-        self._sessions.check(measuring, skip_absent=self._skip_absent)
-        for model in {node.key: node for chain in self.plan.recipes.values() for node in chain}.values():
-            asked = model.measures
-            if asked is not None and self.dir.record("model", model.key, ModelRecord) is None:
-                check_before(str(asked.device), asked.format, self._sessions.of, energy=asked.energy)
+        needed: dict[str, list[str]] = {}
+        asked_for: list[Asked] = []
+        for recipe, chain in self.plan.recipes.items():
+            for number, node in enumerate(chain):
+                asked = node.measures
+                if asked is not None and self.dir.record("model", node.key, ModelRecord) is None:
+                    needed.setdefault(str(asked.device), []).append(f"recipes.{recipe}, step {number} ({node.method})")
+                    asked_for.append(asked)
+        self._sessions.check([*dict.fromkeys([*measuring, *needed])], skip_absent=self._skip_absent, needed=needed)
+        for asked in dict.fromkeys(asked_for):
+            check_before(str(asked.device), asked.format, self._sessions.of, energy=asked.energy)
         self._check_steps()
 
     def _check_steps(self) -> None:

@@ -60,13 +60,17 @@ class Sessions:
         for device, board in list(self._open):
             self.drop(device, board)
 
-    def check(self, devices: Sequence[str], *, skip_absent: bool) -> None:
+    def check(
+        self, devices: Sequence[str], *, skip_absent: bool, needed: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         """Reach every board of these devices, and bring the agent there. UserError, with all that is wrong, where a device cannot
         be used: not reached, or nothing can be written to its workdir, or it has no Python for the agent.
 
-        A pool goes on without boards that are away, with a warning; skip_absent: so does the run without devices that are.
-        What a person has to mend (a host key, a login) always ends it.
+        A pool goes on without boards that are away, with a warning; skip_absent: so does the run without devices that are, but
+        for those that steps measure on while they work (needed: device → these steps). What a person has to mend (a host key, a
+        login) always ends it.
         """
+        needed = needed or {}
         asked = [(name, profile) for name in devices for profile in members_of(self._devices[name])]
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             answers = threads.map(lambda a: self._reach(*a), asked)
@@ -77,7 +81,10 @@ class Sessions:
             away = {b: e for (n, b), e in errors.items() if n == name and isinstance(e, StepFailed)}
             if len(away) == len(members_of(self._devices[name])):
                 said = "; ".join(without_name(name, error) for error in away.values())
-                absent.append(UserError(said, where=f"device {name}", fix=_FIX))
+                if name in needed:
+                    refused.append(UserError(said, where=f"device {name}", fix=_needed(name, needed[name])))
+                else:
+                    absent.append(UserError(said, where=f"device {name}", fix=_FIX))
             else:
                 for board, error in away.items():
                     self._told.add((name, board))
@@ -132,6 +139,15 @@ _FIX = (
     "Switch it on, or run the study without it for now: --skip-absent goes on without those that are away, "
     "--device NAME names the devices to use."
 )
+
+
+def _needed(device: str, steps: Sequence[str]) -> str:
+    """What helps where a device is away that steps cannot do without."""
+    which, out = ("that step", "its recipe") if len(steps) == 1 else ("these steps", "their recipes")
+    return (
+        f"Switch {device} on: {' and '.join(steps)} cannot be done without it, and --skip-absent does not help. Or give {which} "
+        f"another device, or take {out} out of the study for now; what is done already is kept."
+    )
 
 
 def _raise(problems: Sequence[UserError]) -> None:

@@ -58,7 +58,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument(
         "--skip-absent",
         action="store_true",
-        help="devices that cannot be reached now do not stop the study: their rows say why",
+        help="devices that cannot be reached now do not stop the study, unless a step measures on them: their rows say why",
     )
     run.add_argument(
         "--set",

@@ -60,6 +60,44 @@ def test_a_step_that_could_not_be_looked_at_is_said_and_not_refused(monkeypatch)
     ]
 
 
+@pytest.mark.parametrize("option", [[], ["--skip-absent"]])
+def test_of_a_device_that_a_step_needs_it_is_said_what_helps_when_it_is_away(tmp_path, monkeypatch, capfd, option):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ssh_config").touch()
+    for name, port in (("pi", 1), ("other", 2)):
+        (tmp_path / f"{name}.yaml").write_text(
+            f"name: {name}\ntransport: ssh\nhost: 127.0.0.1\nport: {port}\nconnect_timeout_s: 2\nssh_config: ssh_config\n"
+        )
+    recipes = {"first": "{method: amc, macs: 0.5}", "cut": "magnitude, {method: amc, latency: 0.5, device: pi}"}
+    (tmp_path / "study.yaml").write_text(
+        "name: s\nmodel: {name: resnet20}\ndata: {name: digits}\nbaseline: {epochs: 1}\nformats: [onnx-fp32]\n"
+        "devices: [pi.yaml, other.yaml, local]\nrecipes:\n"
+        + "".join(f"  {name}: [{steps}]\n" for name, steps in recipes.items())
+    )
+
+    def said(*more):
+        assert main(["run", "study.yaml", "--out", "run", *option, *more]) == 2
+        return capfd.readouterr().err
+
+    error = said()
+    assert "device pi: 127.0.0.1:1 cannot be reached" in error and "Traceback" not in error
+    assert (
+        "Switch pi on: recipes.cut, step 2 (amc) cannot be done without it, and --skip-absent does not help. Or give that step "
+        "another device, or take its recipe out of the study for now" in error
+    )
+    assert ("warning: device other is away" in error) == bool(option)
+    assert ("--skip-absent goes on without those that are away" in error) == (not option), (
+        "which is true of the other one"
+    )
+
+    def went_on(self):
+        raise UserError("it went on")
+
+    monkeypatch.setattr("edgecompress.pipeline._Run._check_steps", went_on)
+    needless = said("--set", "recipes.cut.1={method: amc, macs: 0.5}")
+    assert "does not help" not in needless and ("it went on" in needless) == bool(option)
+
+
 @pytest.mark.parametrize(
     ("earlier", "later", "words"),
     [
