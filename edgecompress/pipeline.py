@@ -92,6 +92,7 @@ class _Run:
             for recipe, chain in self.plan.recipes.items():
                 for node in chain:
                     self._model(recipe, node)
+            self._restore_files()
             for artifact in self.plan.artifacts.values():
                 self._artifact(artifact)
             for artifact in self.plan.artifacts.values():
@@ -200,6 +201,15 @@ class _Run:
         return self._save_model(
             node, model, trainings=parent.trainings, weights=parent.weights, steps=(*parent.steps, *steps)
         )
+
+    def _restore_files(self) -> None:
+        """What steps wrote outside of the run directory, where it is gone. The last to write a file has it, as in the first run."""
+        from edgecompress.recipe import restore_files
+
+        for node in (node for chain in reversed(self.plan.recipes.values()) for node in reversed(chain)):
+            record = self.dir.record("model", node.key, ModelRecord)
+            if record is not None and record.steps and node.method is not None and node.params is not None:
+                restore_files(Step(method=node.method, params=node.params), record.steps[-1], self.progress.say)
 
     def _save_model(self, node: ModelNode, model: nn.Module, **facts: Any) -> ModelRecord:
         from edgecompress.cost import count

@@ -128,6 +128,16 @@ def _keeps_layers(step: Step) -> bool:
     return hasattr(method, "keeps_layers") and bool(method.keeps_layers(parse_params(step.method, step.params)))
 
 
+def restore_files(step: Step, record: StepRecord, say: Callable[[str], None]) -> None:
+    """Write what a finished step wrote for its user (a policy) again, from its record, where it is gone since.
+
+    A method that writes such files has `restore_files(params, notes, say)`; what cannot be written is said.
+    """
+    method = find("edgecompress.compress", step.method, attribute="apply", kind="method")
+    if hasattr(method, "restore_files"):
+        method.restore_files(parse_params(step.method, step.params), record.notes, say)
+
+
 def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose parameters want no gradient: a teacher."""
     return copy.deepcopy(model).eval().requires_grad_(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ torch = pytest.importorskip("torch")
 
 from edgecompress import pipeline, resume  # noqa: E402
 from edgecompress.compress.amc import scoring  # noqa: E402
+from edgecompress.progress import SILENT, Progress, Silent  # noqa: E402
 from edgecompress.rundir import RunDir  # noqa: E402
 from edgecompress.study import StudySpec  # noqa: E402
 from edgecompress.studyfile import read_device  # noqa: E402
@@ -36,12 +38,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def run(seed: int = 0, **recipes: Any) -> None:
+def run(seed: int = 0, progress: Progress = SILENT, **recipes: Any) -> pipeline.Outcome:
     study = StudySpec.model_validate({
         "name": "searches", "seed": seed, "model": {"name": "resnet20", "width": 0.25, "depth": 0.3},
         "data": {"name": "digits"}, "baseline": {"epochs": 0}, "recipes": recipes, "formats": ["onnx-fp32"],
     })  # fmt: skip
-    pipeline.run(study, {"local": read_device("local")}, RunDir(Path("run")), command="test")
+    here = {"local": read_device("local")}
+    return pipeline.run(study, here, RunDir(Path("run")), command="test", progress=progress)
 
 
 def searches() -> list[Path]:
@@ -87,3 +90,37 @@ def test_recipes_share_a_search_that_was_stopped_and_others_have_their_own(monke
     assert len(searches()) == 2 and notes("larger")["search"]["resumed_at"] is None
     run(seed=1, first=[SEARCH])
     assert len(searches()) == 3 and notes("first")["search"]["resumed_at"] is None
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_a_saved_policy_that_is_gone_is_written_again_by_a_finished_run() -> None:
+    def again() -> list[str]:
+        heard = Heard()
+        done = run(progress=heard, **recipes)
+        assert done.done_now == 0
+        return heard.texts
+
+    folder = Path("policies")
+    folder.mkdir()
+    file = folder / "found.yaml"
+    searched = {**SEARCH, "baselines": [], "save": str(file)}
+    recipes = {"first": [searched], "second": [{**searched, "macs": 0.9, "lower": 0.8}]}
+    assert run(**recipes).done_now > 0
+    found = file.read_text()
+    assert Path("policies/found.yaml~1").read_text() != found, "the second recipe wrote over the first one's"
+    assert again() == []
+    file.unlink()
+    assert again() == [f"amc: {file} was gone and is written again"] and file.read_text() == found
+    file.write_text("by hand\n")
+    assert again() == [] and file.read_text() == "by hand\n"
+    shutil.rmtree(folder)
+    said = again()
+    assert len(said) == 2 and f"{file} is gone and cannot be written again: there is no folder policies" in said[0]
+    assert not folder.exists()

@@ -15,8 +15,9 @@ agent: Lillicrap et al. 2016 (arXiv:1509.02971); the least squares: He et al. 20
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -168,6 +169,14 @@ def check_files(params: Params) -> None:
     from edgecompress.compress.amc import applying
 
     applying.check_files(params)
+
+
+def restore_files(params: Params, notes: dict[str, Any], say: Callable[[str], None]) -> None:
+    """The policy of a finished search, where its file is gone."""
+    from edgecompress.compress.amc import policy
+
+    if params.save is not None and not params.save.exists():
+        policy.restore(params.save, params.granularity, notes["policy"], say)
 
 
 def check(model: nn.Module, params: Params, context: Context) -> None:

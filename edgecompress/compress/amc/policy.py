@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -57,6 +57,21 @@ def text(granularity: str, keep: Mapping[str, float]) -> str:
 
 def write(path: Path, granularity: str, keep: Mapping[str, float]) -> None:
     write_atomically(path, text(granularity, keep))
+
+
+def restore(path: Path, granularity: str, keep: Mapping[str, float], say: Callable[[str], None]) -> None:
+    """Write a file that is gone again, and say so; and where its folder is gone, too, or takes no files, how to come by it."""
+    try:
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {path.parent}")
+        write(path, granularity, keep)
+    except OSError as error:
+        say(
+            f"warning: amc: {path} is gone and cannot be written again: {error.strerror or error}. Mend that and run the study "
+            "again; the search is kept."
+        )
+    else:
+        say(f"amc: {path} was gone and is written again")
 
 
 def ratios(space: Space, units: Units) -> dict[str, float]:
