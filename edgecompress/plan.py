@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgecompress import data, plugins
+from edgecompress import data, plugins, step_files
 from edgecompress.activations import ActivationType
 from edgecompress.compress.contract import Asked, asked_of_device
 from edgecompress.errors import UserError
@@ -204,7 +204,7 @@ def _chain(
     for step in steps:
         parent = chain[-1].key
         code = code_hash([*MODEL_CODE, *method_code(step.method)])
-        parts = ["step", parent, step.method, step.params, _file_hashes(step.params), study.seed, code]
+        parts = ["step", parent, step.method, step.params, step_files.hashes(step.params), study.seed, code]
         asked = asked_of_device(step.method, step.params)
         if asked is not None:
             device = _device_of_step(step.method, asked.device, devices, where)
@@ -245,18 +245,6 @@ def method_code(method: str) -> tuple[str, ...]:
             modules = _OTHER_CODE.findall(file.read_text(encoding="utf-8"))
             waiting += [f"{module.replace('.', '/')}.py" for module in modules]
     return tuple(found)
-
-
-def _file_hashes(params: Any) -> list[str]:
-    """SHA-256 of the files that a step's parameters name as weights or policy: another file under the same name is another step.
-
-    (In the args of a network of torchvision's, weights may be a name.)
-    """
-    if isinstance(params, dict):
-        named = [Path(v) for k, v in params.items() if k in ("weights", "policy") and isinstance(v, str)]
-        own = [file_sha256(path) for path in named if path.is_file()]
-        return own + [h for v in params.values() for h in _file_hashes(v)]
-    return [h for v in params for h in _file_hashes(v)] if isinstance(params, (list, tuple)) else []
 
 
 def _artifact(model_key: str, form: str, device: Device, data_key: str) -> ArtifactNode:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from edgecompress import plugins
+from edgecompress import plugins, step_files
 from edgecompress.errors import near_misses
 
 
@@ -290,6 +290,12 @@ class StudySpec(Spec):
     formats: tuple[str, ...] = Field(default=("onnx-fp32", "onnx-int8"), min_length=1, description="export formats")
     devices: tuple[str, ...] = Field(default=("local",), min_length=1, description="names of device profiles, or files")
     measure: MeasureSpec = Field(default_factory=MeasureSpec)
+
+    @field_validator("recipes", mode="before")
+    @classmethod
+    def _files_are_there(cls, recipes: Any, info: ValidationInfo) -> Any:
+        step_files.refuse_saved_and_read(recipes, (info.context or {}).get("base", Path()))
+        return recipes
 
     @field_validator("recipes")
     @classmethod

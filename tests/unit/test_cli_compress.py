@@ -69,6 +69,16 @@ def test_what_cannot_be_is_said_before_the_training(
     assert [path.name for path in tmp_path.iterdir()] == ["empty.yaml"]
 
 
+def test_a_policy_that_the_command_itself_saves_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.yaml").write_text("amc_policy: 1\nkeep: {conv1: 0.5}\n")
+    assert main([*COMPRESS, "--step", "amc:save=p.yaml", "--step", "amc:policy=p.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert "step 2 of steps reads p.yaml, which step 1 of steps saves" in error and "Traceback" not in error
+
+
 def test_one_step_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*COMPRESS, "--step", "lookahead:sparsity=0.5", "--step", "channels:macs=0.6,multiple=2"]) == 0

@@ -129,6 +129,42 @@ def test_a_directory_where_a_file_is_needed(
     assert "Traceback" not in error and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize(
+    ("recipes", "places"),
+    [
+        (
+            {"search": [{"method": "amc", "save": "found.yaml"}], "apply": [{"method": "amc", "policy": "./found.yaml"}]},
+            ("step 1 of apply", "step 1 of search"),
+        ),
+        (
+            {"apply": ["magnitude", {"method": "amc", "policy": "{base}/found.yaml"}],
+             "search": ["magnitude", {"method": "amc", "params": 0.5, "save": "found.yaml"}]},
+            ("step 2 of apply", "step 2 of search"),
+        ),
+        (
+            {"r": [{"method": "amc", "params": {"save": "found.yaml"}}, {"method": "amc", "policy": "found.yaml"}]},
+            ("step 2 of r", "step 1 of r"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_file_that_the_study_itself_saves_is_no_policy_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], there: bool, recipes: Any,
+    places: tuple[str, str],
+) -> None:  # fmt: skip
+    (tmp_path / "study").mkdir()
+    if there:
+        (tmp_path / "study" / "found.yaml").write_text("amc_policy: 1\nkeep: {conv1: 0.5}\n")
+    text = yaml.safe_dump({**GOOD, "recipes": recipes}).replace("{base}", str(tmp_path / "study"))
+    file = write(tmp_path / "study", text)
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", str(file), "--out", "run"]) == 2
+    error = capsys.readouterr().err
+    assert f"recipes: {places[0]} reads " in error and f"which {places[1]} saves in this same study" in error
+    assert "Do the search in a study of its own" in error and len(error.splitlines()) == 1, error
+    assert not (tmp_path / "run").exists()
+
+
 def test_environment_and_paths_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGECOMPRESS_TEST_NAME", "from-env")
     (tmp_path / "w.safetensors").write_bytes(b"")
