@@ -71,7 +71,7 @@ def compress(
     data: Dataset | DataSpec | str | None = None,
     seed: int = 0,
     example_input: Tensor | None = None,
-    scratch: Path | None = None,
+    scratch: Path | Sequence[Path] | None = None,
     device: str | DeviceProfile = "local",
     progress: Progress = SILENT,
     **params: Any,
@@ -81,9 +81,9 @@ def compress(
     method: a method's name with its parameters as keywords, `compress(model, "magnitude", sparsity=0.9)`, or a list of
     steps, `[{"method": "magnitude", "sparsity": 0.8}, "distill"]`. data: a dataset, its spec or its name; needed where
     something trains and for the accuracy. example_input: a batch (N, C, H, W), whose shape counts when there are no data.
-    scratch: a directory of this call's own for checkpoints of trainings and searches, which stays until you remove it: after a
-    kill or a StepFailed the same call goes on from there. Without it they lie in a temporary folder and nothing of them is kept.
-    A call that asks for something else, or measures on another device, wants another directory.
+    scratch: a directory of this call's own for checkpoints of trainings and searches (or a list, one for each step), which stays
+    until you remove it: after a kill or a StepFailed the same call goes on from there. Without it they lie in a temporary folder
+    and nothing of them is kept. A call that asks for something else, or measures on another device, wants another directory.
     device: the profile, its name or file, of the device that a step measures on while it works, where it does.
     Raises UserError for a wrong request, before anything is trained as far as it can be known then, and StepFailed when a step
     could not be done.

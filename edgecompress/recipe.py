@@ -41,7 +41,7 @@ def run_steps(
     *,
     data: Dataset | None,
     seed: int,
-    scratch: Path,
+    scratch: Path | Sequence[Path],
     progress: Progress = SILENT,
     teacher: nn.Module | None = None,
     benches: Benches | None = None,
@@ -50,13 +50,16 @@ def run_steps(
 ) -> tuple[nn.Module, tuple[StepRecord, ...]]:
     """The model after all steps (it may be the one given, changed in place), in eval mode, and what each step did.
 
-    scratch: a directory for the steps' checkpoints. The same call again after a kill goes on from them; it can be removed
-    once the result is kept. UserError: wrong parameters, no data where a step trains. StepFailed: a training that
-    diverged, or a step that broke what an earlier one did. teacher: the dense model, when the steps start from a model
+    scratch: a directory for the steps' checkpoints, or one for each step. The same call again after a kill goes on from them;
+    they can be removed once the result is kept. UserError: wrong parameters, no data where a step trains. StepFailed: a training
+    that diverged, or a step that broke what an earlier one did. teacher: the dense model, when the steps start from a model
     that earlier steps made; default: the model that comes in. benches: the devices that a step may measure on. in_shape:
     (C, H, W) of an image, where there are no data. shared: a directory for what steps of other recipes can use, too.
     """
     teacher = frozen_copy(model if teacher is None else teacher)
+    folders = (
+        [scratch / f"step-{n}-{s.method}" for n, s in enumerate(steps, 1)] if isinstance(scratch, Path) else scratch
+    )
     records = []
     for number, step in enumerate(steps):
         try:
@@ -65,9 +68,8 @@ def run_steps(
         except ValueError as error:
             raise UserError(str(error), where=f"step {number + 1}") from None
         context = Context(
-            data=data, seed=(seed + number) % 2**32, teacher=teacher,
-            scratch=scratch / f"step-{number + 1}-{step.method}", progress=progress, benches=benches, in_shape=in_shape,
-            shared=shared,
+            data=data, seed=(seed + number) % 2**32, teacher=teacher, scratch=folders[number], progress=progress,
+            benches=benches, in_shape=in_shape, shared=shared,
         )  # fmt: skip
         earlier = {name: mask.clone() for name, mask in masks.get(model).items()}
         earlier_codes = {name: codes.clone() for name, codes in codebooks.get(model).items()}

@@ -1,69 +1,89 @@
-"""What `compress` keeps until it is done, in OUT.unfinished beside its OUT: checkpoints, of each request under its own key.
+"""What `compress` keeps until it is done, in OUT.unfinished beside its OUT: checkpoints of its training and of each of its steps.
 
-A key is that of the same model in a study (`edgecompress.plan`): another model, data, step, seed, device or code has another
-one, so that what one request left is never another one's beginning. Only the training before the steps is common to all
-requests that train alike.
+Each of them has a folder under the key that the model after it has in a study (`edgecompress.plan`): another model, data, step
+before it, seed, device or code has another one, so that what one request left is never another one's beginning. What comes later
+is not in a key: requests that begin alike have the folders of that beginning in common.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgecompress.errors import UserError
 from edgecompress.progress import Progress
-from edgecompress.rundir import RunDir
+from edgecompress.rundir import RunDir, write_atomically
+
+_REQUEST = "request.json"
+"""In the folder of a request's last step: the keys of all its folders."""
 
 
 class Unfinished:
-    """The checkpoints of one request. training, steps: folders for those of the training before the steps, and of the steps."""
+    """The checkpoints of one request. training, steps: folders for those of the training before the steps, and of each step."""
 
-    def __init__(self, home: RunDir, training_key: str, steps_key: str) -> None:
-        self._home, self._training_key, self._steps_key = home, training_key, steps_key
-        self.training, self.steps = home.path("scratch", training_key), home.path("scratch", steps_key)
+    def __init__(self, home: RunDir, keys: Sequence[str]) -> None:
+        self._home, self._keys = home, tuple(keys)
+        self.training, *steps = (home.path("scratch", key) for key in keys)
+        self.steps = tuple(steps)
+        self._own = (self.training, *steps)
+        self._request, self._saving = self._own[-1] / _REQUEST, self._own[-1] / "saving"
 
     @property
     def saving(self) -> bool:
         """Whether OUT may hold a part of this request's own result: the saving was begun, and not ended."""
         return self._saving.exists()
 
+    def begin(self) -> None:
+        """From now on other requests know which folders are this one's, too."""
+        write_atomically(self._request, json.dumps(self._keys) + "\n")
+
     def begin_saving(self) -> None:
         """OUT is this request's from now on: what others had begun to save there is not in it any more."""
         for other in self._home.path("scratch").glob("*/saving"):
             other.unlink()
-        self.steps.mkdir(parents=True, exist_ok=True)
         self._saving.touch()
-
-    @property
-    def _saving(self) -> Path:
-        return self.steps / "saving"
 
     def found(self) -> bool:
         """Whether there is anything to go on from."""
-        return any(_files(self.training)) or any(_files(self.steps))
+        return any(any(_files(folder)) for folder in self._own)
 
     def others(self) -> bool:
-        """Whether another request has left something."""
+        """Whether another request has left something of its own."""
         scratch = self._home.path("scratch")
         folders = scratch.iterdir() if scratch.is_dir() else ()
-        return any(any(_files(folder)) for folder in folders if folder not in (self.training, self.steps))
+        return any(any(_files(folder)) for folder in folders if folder not in self._own)
 
     def drop(self) -> None:
-        """Remove what is this request's; with it the folder, where nothing else is in it."""
-        self._home.drop_scratch(self._steps_key)
+        """Remove what is this request's alone; with it the folder, where nothing else is in it."""
+        self._request.unlink(missing_ok=True)
+        self._saving.unlink(missing_ok=True)
         if self.others():
-            return  # the training may be theirs, too
+            theirs = {key for file in self._home.path("scratch").glob(f"*/{_REQUEST}") for key in _keys_in(file)}
+            for key in self._keys:
+                if key not in theirs:
+                    self._home.drop_scratch(key)
+            return
         shutil.rmtree(self._home.path("scratch"), ignore_errors=True)
         self._home.path("lock").unlink(missing_ok=True)
         with suppress(OSError):  # files of somebody's own are in it
             self._home.root.rmdir()
 
 
+def _keys_in(request: Path) -> list[str]:
+    """The folders of another request; of one that cannot be read none is known."""
+    try:
+        found = json.loads(request.read_text())
+    except (OSError, ValueError):
+        return []
+    return [str(key) for key in found] if isinstance(found, list) else []
+
+
 def _files(folder: Path) -> Iterator[Path]:
-    """Files that are whole."""
-    return (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".partial")
+    """Files that hold something, and are whole."""
+    return (p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".partial", ".tmp") and p.name != _REQUEST)
 
 
 def folder_beside(out: Path) -> Path:
@@ -74,16 +94,20 @@ def folder_beside(out: Path) -> Path:
 
 
 @contextmanager
-def unfinished(out: Path, training_key: str, steps_key: str, progress: Progress) -> Iterator[Unfinished]:
+def unfinished(out: Path, keys: Sequence[str], progress: Progress) -> Iterator[Unfinished]:
     """The checkpoints of a request that makes `out`, held for this process. They go when the block ends well; where it does not,
-    what is there stays, and it is said where. UserError: another process holds the folder, or it is something else."""
+    what is there stays, and it is said where. UserError: another process holds the folder, or it is something else.
+
+    keys: of the network before the steps, and after each of them.
+    """
     home = RunDir(folder_beside(out))
     with home.locked():
-        kept = Unfinished(home, training_key, steps_key)
+        kept = Unfinished(home, keys)
         if kept.found():
             progress.say(f"goes on from what is kept in {home.root}")
         elif kept.others():
             progress.say(f"{home.root} holds what another command left: that stays as it is, and this one begins anew")
+        kept.begin()
         try:
             yield kept
         except BaseException as error:  # Ctrl-C too

@@ -75,7 +75,7 @@ def compress(arguments: argparse.Namespace) -> int:
 
     dataset = datasets_load(data, seed=arguments.seed)
     model = build(spec, num_classes=dataset.num_classes, in_shape=dataset.in_shape, seed=arguments.seed)
-    with progress() as bars, _made(out), unfinished(out, *keys, bars) as kept:
+    with progress() as bars, _made(out), unfinished(out, keys, bars) as kept:
         if not kept.saving:
             _new_directory(out)
         with open_benches(steps, arguments.device, bars):
@@ -112,8 +112,8 @@ def compress(arguments: argparse.Namespace) -> int:
 
 def _keys(
     model: ModelSpec, data: DataSpec, training: TrainSpec, steps: tuple[Step, ...], arguments: argparse.Namespace
-) -> tuple[str, str]:
-    """The keys of the network before the steps and after them: those that they would have in a study."""
+) -> tuple[str, ...]:
+    """The keys of the network before the steps and after each of them: those that they would have in a study."""
     from edgecompress.board.bundle import build
     from edgecompress.compress.contract import asked_of_device
     from edgecompress.plan import make_plan
@@ -132,7 +132,7 @@ def _keys(
     )
     devices: dict[str, Device] = {name: read_device(name, where="device") for name in names}
     chain = make_plan(study, devices, agent_sha256=build()[1]).recipes["steps"]
-    return chain[0].key, chain[-1].key
+    return tuple(node.key for node in chain)
 
 
 def _percent(accuracy: Accuracy | None) -> str:

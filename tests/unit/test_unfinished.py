@@ -38,7 +38,7 @@ SEARCHED = [*NET, "--epochs", "3", "--step", AMC, "--step", "magnitude:sparsity=
 DIVERGES = "magnitude:sparsity=0.5,finetune={epochs: 1, lr: 1.0e+30}"
 GOES_ON = "goes on from what is kept in "
 KEPT = "What is done is kept in o.unfinished; the same command goes on from there."
-SEARCH = "*/step-1-amc/search"
+SEARCH = "*/search"
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_another_command_does_not_go_on_from_it_and_leaves_it(capsys: pytest.Cap
 
 
 def test_a_step_that_measures_on_another_device_is_another_request() -> None:
-    def keys(*more: str) -> tuple[str, str]:
+    def keys(*more: str) -> tuple[str, ...]:
         arguments = parse([*NET, "--step", "amc:latency=0.5", "--out", "o", *more])
         spec, training = ModelSpec(name=arguments.model), TrainSpec(epochs=0)
         return models._keys(spec, data_spec(arguments.data), training, tuple(map(step, arguments.steps)), arguments)
@@ -176,6 +176,35 @@ def test_a_step_that_failed_leaves_the_training_to_a_mended_one(capsys: pytest.C
     assert training.stat().st_mtime_ns == written, "it is not trained again"
     assert main([*argv, "magnitude:sparsity=0.5"]) == 0
     assert f"{GOES_ON}o.unfinished" in capsys.readouterr().err and left() == ["o"]
+
+
+TUNED = "magnitude:sparsity=0.3,finetune={epochs: 1, batch_size: 50}"
+TUNED_LONG = "magnitude:sparsity=0.5,finetune={epochs: 2, batch_size: 50}"
+
+
+def test_a_changed_later_step_goes_on_with_what_the_earlier_ones_did(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*NET, "--step", AMC, "--step", DIVERGES, "--out", "o"]) == 1
+    assert KEPT in capsys.readouterr().err and checkpoints(SEARCH)
+    changed = ["--step", AMC, "--step", "magnitude:sparsity=0.5"]
+    assert main([*NET, *changed, "--out", "o"]) == 0
+    assert f"{GOES_ON}o.unfinished" in capsys.readouterr().err and left() == ["o"]
+    search = json.loads(Path("o/report.json").read_text())["steps"][0]["notes"]["search"]
+    assert search["resumed_at"] == 40, "all of it was there"
+    assert main([*NET, *changed, "--out", "whole"]) == 0 and result("o") == result("whole")
+
+
+@pytest.mark.parametrize("others", [["--step", TUNED], ["--step", TUNED, "--step", "magnitude:sparsity=0.4"]])
+def test_what_two_commands_begin_with_stays_as_long_as_one_of_them_wants_it(others: list[str]) -> None:
+    argv = [*NET, "--step", TUNED, "--step", TUNED_LONG, "--out"]
+    with ctrl_c_after(2):
+        assert main([*argv, "o"]) == 130
+    assert len(checkpoints("*/training-0")) == 2
+    assert main([*NET, *others, "--out", "o"]) == 0
+    assert len(checkpoints("*/training-0")) == 2, "the other command's are not harmed"
+    shutil.rmtree("o")
+    assert main([*argv, "o"]) == 0 and left() == ["o"]
+    steps = json.loads(Path("o/report.json").read_text())["steps"]
+    assert [step["trainings"][0]["resumed_at_epoch"] for step in steps] == [1, 1]
 
 
 @pytest.mark.parametrize("how", ["begun", "ended"])
