@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgecompress.compress.amc import Params
     from edgecompress.compress.contract import Context
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def check_files(params: Params) -> None:
@@ -89,9 +89,21 @@ def search(model: nn.Module, params: Params, context: Context) -> None:
     for name in params.baselines:
         found.run(_baseline(name, env, spent, context.seed), spent)
     searches: tuple[str, ...] = ("amc", *params.baselines)
+    if device is not None:
+        for search in searches:  # what the later ones measured may have moved what is best of the earlier
+            if (result := _best(found, search, device)) is None or not device.knows(result.units):
+                found.settle(search)
+        found.save()
     best = {name: result for name in searches if (result := _best(found, name, device)) is not None}
     if "amc" not in best and (params.choose == "amc" or not best):
-        raise StepFailed("amc: no policy kept to the budget")
+        raise StepFailed(
+            "amc: no policy that was tried keeps to the budget"
+            + (
+                ""
+                if device is None
+                else ", as measured; choose: best, more episodes or a multiple that the engine likes may help"
+            )
+        )
     known = {n: r for n, r in best.items() if device is None or device.knows(r.units)} or best
     chosen = "amc" if params.choose == "amc" else max(known, key=lambda n: known[n].reward)
     units = best[chosen].units

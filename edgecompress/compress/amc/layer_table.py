@@ -2,7 +2,7 @@
 
 Pure: what measures is elsewhere. A layer that is used by several names (the same shape) is one grid. What no layer is (additions,
 pooling, moving data between layers) and what an engine saves by fusing are not in the sum; a line through the whole network, whose
-slope is found on cut networks, stands for them.
+slope is found on cut networks, stands for them, and beyond these networks one to the least network, as it was measured.
 """
 
 from __future__ import annotations
@@ -90,6 +90,8 @@ class DeviceCost:
     """Units of each choice."""
     budget: float = 1.0
     seen: list[Seen] = field(default_factory=list)
+    least: tuple[int, ...] = ()
+    """Units of the network that keeps the least of everything."""
 
     def __post_init__(self) -> None:
         self._whole = self._sum([1.0] * len(self.sizes))
@@ -113,9 +115,26 @@ class DeviceCost:
         Median over the networks that were measured last of how far the cost fell over how far the sum did; 1 before any was,
         more than 1 where the sum holds more than the network does (what an engine saves by fusing).
         """
-        falls = [(1 - s.predicted, 1 - s.measured) for s in self.seen]
-        slopes = [measured / predicted for predicted, measured in falls if predicted >= _LEAST_FALL]
-        return max(0.0, statistics.median(slopes[-RECENT:])) if slopes else 1.0
+        slopes = [(1 - s.measured) / (1 - s.predicted) for s in self._recent()]
+        return max(0.0, statistics.median(slopes)) if slopes else 1.0
+
+    def _recent(self) -> list[Seen]:
+        return [s for s in self.seen if 1 - s.predicted >= _LEAST_FALL and s.units != self.least][-RECENT:]
+
+    def _on_the_line(self, predicted: float) -> float:
+        """What a sum over the whole network's comes to. Where cuts near the whole network save little (latency that goes in steps),
+        the slope says nothing of far deeper ones: below the networks that it was found on, the line goes to the least one."""
+        line = max(0.0, 1 - self.slope * (1 - predicted))
+        least = next((s for s in self.seen if s.units == self.least), None)
+        if least is None:
+            return line
+        recent = self._recent()
+        knee = statistics.median(s.predicted for s in recent) if recent else 1.0
+        if predicted >= knee or knee <= least.predicted:
+            return max(line, least.measured)
+        part = max(0.0, (predicted - least.predicted) / (knee - least.predicted))
+        top = max(1 - self.slope * (1 - knee), least.measured)
+        return least.measured + part * (top - least.measured)
 
     def __call__(self, keep: Sequence[float]) -> float:
         units = tuple(round(k * n) for k, n in zip(keep, self.sizes, strict=True))
@@ -125,7 +144,7 @@ class DeviceCost:
         ):
             # Within what a measurement can tell it keeps to the budget.
             return self.budget if self.budget < measured <= self.budget * (1 + TOLERANCE) else measured
-        return max(0.0, 1 - self.slope * (1 - self.predicted(keep)))
+        return self._on_the_line(self.predicted(keep))
 
     def add(self, units: Sequence[int], measured: float, evaluation: int) -> None:
         """A whole network's measured cost, over the uncut network's."""

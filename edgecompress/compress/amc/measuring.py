@@ -25,9 +25,7 @@ T = TypeVar("T")
 RETRY_WAITS_S = (5.0, 30.0)
 """A device that failed is asked again after so long, and then the search pauses."""
 PROBES = 3
-"""Whole networks that are measured before the search: the uniform policy and random ones."""
-HOPELESS = 1.5
-"""Times the budget: where the table alone says so much of the least, no whole network is measured."""
+"""Whole networks that are measured before the search, beside the least: the uniform policy and random ones."""
 LOOK_EVERY = 50
 """The best policy is measured after so many evaluations, where it is another than before."""
 SETTLE = 5
@@ -49,7 +47,8 @@ class DeviceBudget:
         self.dense: float | None = None
         self.share = self._share(getattr(params, what))
         grids, self.table = self._measure_layers()
-        self.cost = DeviceCost(grids, space.sides, tuple(c.size for c in space.choices), self.share)
+        sizes, least = tuple(c.size for c in space.choices), tuple(c.lowest for c in space.choices)
+        self.cost = DeviceCost(grids, space.sides, sizes, self.share, least=least)
         self._looked_at = 0
 
     # --- before the search -----------------------------------------------------------------------------------------
@@ -114,10 +113,13 @@ class DeviceBudget:
     def probe(self, env: Environment, keep: Callable[[], None]) -> None:
         """Try the table on a few whole networks, unless that was done. keep: called after each. UserError: the budget is out of
         reach."""
-        lowest = env.ratios(env.lowest())
-        if self.cost(lowest) > HOPELESS * self.share:
-            self._refuse(self.cost(lowest))
-        if len(self.cost.seen) < PROBES:
+        lowest = env.lowest()
+        new = self._add(lowest, 0)
+        if not env.fits(lowest):
+            self._refuse(self.cost(env.ratios(lowest)))
+        if new:
+            keep()
+        if len(self.cost.seen) < 1 + PROBES:
             rng = np.random.default_rng([self._context.seed, 5])
             policies = {env.uniform(), *(env.walk(rng.random(len(env.choices)).tolist()) for _ in range(PROBES - 1))}
             for units in sorted(policies, reverse=True):
@@ -129,14 +131,11 @@ class DeviceBudget:
                 f"amc: {self._what} from the table of layers is off on {len(errors)} whole networks by {said}; "
                 f"a network is taken to save {self.cost.slope:.3f} of what its layers save"
             )
-        reached = self.cost(lowest)
-        if reached > self.share:
-            self._refuse(reached)
 
     def _refuse(self, reached: float) -> NoReturn:
         raise UserError(
-            f"{self._what}: {getattr(self._params, self._what)} is out of reach: the least that may be kept still takes about "
-            f"{reached:.3f} of the whole network's, by the table of layers and {len(self.cost.seen)} measured networks",
+            f"{self._what}: {getattr(self._params, self._what)} is out of reach: the least that may be kept was measured, and "
+            f"takes {reached:.3f} of the whole network's",
             fix="Ask for more, a smaller lower, a smaller multiple, which: all, or fewer layers in exclude.",
         )
 

@@ -59,6 +59,10 @@ class Watcher(Protocol):
         """After the last one: until what is best has been measured."""
         ...
 
+    def knows(self, units: Units) -> bool:
+        """Whether a policy's network was measured."""
+        ...
+
     def state(self) -> dict[str, Any]: ...
 
     def restore(self, state: dict[str, Any]) -> None: ...
@@ -126,35 +130,61 @@ class Search:
         began = time.monotonic() - trail.seconds
         with self._progress.task(f"amc: {strategy.name}", total=evaluations) as task:
             task.advance(len(trail.units))
-            while len(trail.units) < evaluations:
-                if patience and len(trail.units) >= least and best and len(trail.units) - best.evaluation >= patience:
-                    break
-                units = strategy.ask()
-                if units is None:
-                    break
-                top1 = self._top1(units)
-                fits = self._env.fits(units)
-                value = self._reward(units, top1)
-                trail.units.append(units)
-                trail.top1.append(top1)
-                strategy.tell(units, top1, value, fits)
-                if fits and (best is None or value > best.reward):
-                    best = Result(units, top1, value, len(trail.units))
-                if watched is not None and self._asked(lambda trail=trail, best=best: watched.look(trail, best)):  # type: ignore[misc]
-                    best = self.best(strategy.name)
-                trail.seconds = time.monotonic() - began
-                task.advance()
-                self._tell(task, best)
-                number = len(trail.units)
-                if number < evaluations and number * LINES // evaluations > (number - 1) * LINES // evaluations:
-                    self._say(strategy.name, number, evaluations, best)
-                if len(trail.units) % SAVE_EVERY == 0:
-                    self.save()
-            if self._watcher is not None:
-                watcher = self._watcher
-                self._asked(lambda: watcher.settle(lambda: self.best(strategy.name)))
+            while True:
+                tried = len(trail.units)
+                while len(trail.units) < evaluations:
+                    if (
+                        patience
+                        and len(trail.units) >= least
+                        and best
+                        and len(trail.units) - best.evaluation >= patience
+                    ):
+                        break
+                    units = strategy.ask()
+                    if units is None:
+                        break
+                    top1 = self._top1(units)
+                    fits = self._env.fits(units)
+                    value = self._reward(units, top1)
+                    trail.units.append(units)
+                    trail.top1.append(top1)
+                    strategy.tell(units, top1, value, fits)
+                    if fits and (best is None or value > best.reward):
+                        best = Result(units, top1, value, len(trail.units))
+                    if watched is not None and self._asked(lambda trail=trail, best=best: watched.look(trail, best)):  # type: ignore[misc]
+                        best = self.best(strategy.name)
+                    trail.seconds = time.monotonic() - began
+                    task.advance()
+                    self._tell(task, best)
+                    number = len(trail.units)
+                    if number < evaluations and number * LINES // evaluations > (number - 1) * LINES // evaluations:
+                        self._say(strategy.name, number, evaluations, best)
+                    if len(trail.units) % SAVE_EVERY == 0:
+                        self.save()
+                self.settle(strategy.name)
+                best = self.best(strategy.name)
+                if self._watcher is None or best is not None or len(trail.units) == tried:
+                    break  # otherwise what is known better by now may make another policy of it
         trail.finished = True
         self.save()
+
+    def settle(self, name: str) -> None:
+        """Where a device is measured on: until a strategy's best policy is one that was. Where none of its policies keeps to the
+        budget by what is known, those that cost least are measured, which may say that others do."""
+        if self._watcher is not None:
+            watcher = self._watcher
+            self._asked(lambda: watcher.settle(lambda: self.best(name) or self._cheapest(name, watcher)))
+
+    def _cheapest(self, name: str, watcher: Watcher) -> Result | None:
+        """What would cost least of a strategy's policies that were not measured; of those that cost the same the least."""
+        trail, found = self.trails[name], None
+        least = (float("inf"), float("inf"))
+        for number, (units, top1) in enumerate(zip(trail.units, trail.top1, strict=True), 1):
+            keep = self._env.ratios(units)
+            costs = self._env.used(keep), sum(keep)
+            if costs < least and not watcher.knows(units):
+                least, found = costs, Result(units, top1, self._reward(units, top1), number)
+        return found
 
     def _asked(self, ask: Callable[[], T]) -> T:
         """What a device answers; where it fails, the search is kept as it is and stops."""

@@ -74,20 +74,23 @@ class Uniform:
         else:
             self._policies = []  # what a budget on a device allows may be known better when it is asked for
         self._env, self._done = env, 0
+        self._last: Units = ()
 
     def ask(self) -> Units | None:
         if self._policies:
             return self._policies[self._done] if self._done < len(self._policies) else None
-        return None if self._done else self._env.uniform()
+        units = self._env.uniform()
+        return None if units == self._last else units
 
     def tell(self, units: Units, top1: float, reward: float, fits: bool) -> None:
         self._done += 1
+        self._last = units
 
     def state(self) -> dict[str, Any]:
-        return {"done": self._done}
+        return {"done": self._done, "last": list(self._last)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._done = state["done"]
+        self._done, self._last = state["done"], tuple(state["last"])
 
 
 class Random:
