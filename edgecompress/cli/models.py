@@ -18,11 +18,9 @@ from edgecompress.records import Accuracy, to_json
 from edgecompress.study import DataSpec, ModelSpec, Step, TrainSpec
 
 
-def _new_directory(path: Path) -> Path:
+def _new_directory(path: Path, fix: str = "Choose another --out; nothing is overwritten.") -> Path:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(
-            "is there already and not empty", where=str(path), fix="Choose another --out; nothing is overwritten."
-        )
+        raise UserError("is there already and not empty", where=str(path), fix=fix)
     return path
 
 
@@ -77,7 +75,8 @@ def compress(arguments: argparse.Namespace) -> int:
     model = build(spec, num_classes=dataset.num_classes, in_shape=dataset.in_shape, seed=arguments.seed)
     with progress() as bars, _made(out), unfinished(out, keys, bars) as kept:
         if not kept.saving:
-            _new_directory(out)
+            goes_on = "Move it away: the same command then goes on from what is kept. Nothing is overwritten."
+            _new_directory(out, *[goes_on] if kept.found() else [])
         with open_benches(steps, arguments.device, bars):
             pass  # a device that is away is found out before the training
         if training.epochs:

@@ -194,13 +194,17 @@ def test_a_changed_later_step_goes_on_with_what_the_earlier_ones_did(capsys: pyt
 
 
 @pytest.mark.parametrize("others", [["--step", TUNED], ["--step", TUNED, "--step", "magnitude:sparsity=0.4"]])
-def test_what_two_commands_begin_with_stays_as_long_as_one_of_them_wants_it(others: list[str]) -> None:
+def test_what_two_commands_begin_with_stays_as_long_as_one_of_them_wants_it(
+    others: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     argv = [*NET, "--step", TUNED, "--step", TUNED_LONG, "--out"]
     with ctrl_c_after(2):
         assert main([*argv, "o"]) == 130
     assert len(checkpoints("*/training-0")) == 2
     assert main([*NET, *others, "--out", "o"]) == 0
     assert len(checkpoints("*/training-0")) == 2, "the other command's are not harmed"
+    assert main([*argv, "o"]) == 2
+    assert "Move it away: the same command then goes on from what is kept" in capsys.readouterr().err
     shutil.rmtree("o")
     assert main([*argv, "o"]) == 0 and left() == ["o"]
     steps = json.loads(Path("o/report.json").read_text())["steps"]
