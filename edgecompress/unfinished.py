@@ -51,17 +51,17 @@ class Unfinished:
         return any(any(_files(folder)) for folder in self._own)
 
     def others(self) -> bool:
-        """Whether another request has left something of its own."""
+        """Whether another request has something kept: by its own word, or in a folder that is none of this one's."""
         scratch = self._home.path("scratch")
         folders = scratch.iterdir() if scratch.is_dir() else ()
-        return any(any(_files(folder)) for folder in folders if folder not in self._own)
+        return bool(self._theirs()) or any(any(_files(folder)) for folder in folders if folder not in self._own)
 
     def drop(self) -> None:
         """Remove what is this request's alone; with it the folder, where nothing else is in it."""
         self._request.unlink(missing_ok=True)
         self._saving.unlink(missing_ok=True)
         if self.others():
-            theirs = {key for file in self._home.path("scratch").glob(f"*/{_REQUEST}") for key in _keys_in(file)}
+            theirs = self._theirs()
             for key in self._keys:
                 if key not in theirs:
                     self._home.drop_scratch(key)
@@ -70,6 +70,12 @@ class Unfinished:
         self._home.path("lock").unlink(missing_ok=True)
         with suppress(OSError):  # files of somebody's own are in it
             self._home.root.rmdir()
+
+    def _theirs(self) -> set[str]:
+        """The folders of all other requests that have anything in one of theirs, also where that is one of this request's, too."""
+        scratch = self._home.path("scratch")
+        named = [_keys_in(file) for file in scratch.glob(f"*/{_REQUEST}") if file != self._request]
+        return {key for keys in named if any(any(_files(scratch / key)) for key in keys) for key in keys}
 
 
 def _keys_in(request: Path) -> list[str]:

@@ -28,6 +28,7 @@ from edgecompress.cli.settings import data_spec, step
 from edgecompress.models import checkpoint
 from edgecompress.rundir import RunDir
 from edgecompress.study import ModelSpec, TrainSpec
+from edgecompress.unfinished import Unfinished
 from tests.small_nets import few_digits
 
 pytestmark = pytest.mark.heavy
@@ -38,6 +39,7 @@ SEARCHED = [*NET, "--epochs", "3", "--step", AMC, "--step", "magnitude:sparsity=
 DIVERGES = "magnitude:sparsity=0.5,finetune={epochs: 1, lr: 1.0e+30}"
 GOES_ON = "goes on from what is kept in "
 KEPT = "What is done is kept in o.unfinished; the same command goes on from there."
+STILL = "still holds what another command left"
 SEARCH = "*/search"
 
 
@@ -149,7 +151,7 @@ def test_another_command_does_not_go_on_from_it_and_leaves_it(capsys: pytest.Cap
     assert main([*argv, "o"]) == 0
     said = capsys.readouterr().err
     assert "o.unfinished holds what another command left" in said and GOES_ON not in said
-    assert "o.unfinished still holds what another command left" in said
+    assert f"o.unfinished {STILL}" in said
     assert result("o") == result("alone") and kept.read_bytes() == before
 
 
@@ -175,7 +177,9 @@ def test_a_step_that_failed_leaves_the_training_to_a_mended_one(capsys: pytest.C
     assert main([*argv, DIVERGES]) == 1
     assert training.stat().st_mtime_ns == written, "it is not trained again"
     assert main([*argv, "magnitude:sparsity=0.5"]) == 0
-    assert f"{GOES_ON}o.unfinished" in capsys.readouterr().err and left() == ["o"]
+    error = capsys.readouterr().err
+    assert f"{GOES_ON}o.unfinished" in error and f"o.unfinished {STILL}" in error
+    assert training.exists(), "the one that failed may go on from it, too: a device may have been away"
 
 
 TUNED = "magnitude:sparsity=0.3,finetune={epochs: 1, batch_size: 50}"
@@ -187,7 +191,7 @@ def test_a_changed_later_step_goes_on_with_what_the_earlier_ones_did(capsys: pyt
     assert KEPT in capsys.readouterr().err and checkpoints(SEARCH)
     changed = ["--step", AMC, "--step", "magnitude:sparsity=0.5"]
     assert main([*NET, *changed, "--out", "o"]) == 0
-    assert f"{GOES_ON}o.unfinished" in capsys.readouterr().err and left() == ["o"]
+    assert f"{GOES_ON}o.unfinished" in capsys.readouterr().err and checkpoints(SEARCH)
     search = json.loads(Path("o/report.json").read_text())["steps"][0]["notes"]["search"]
     assert search["resumed_at"] == 40, "all of it was there"
     assert main([*NET, *changed, "--out", "whole"]) == 0 and result("o") == result("whole")
@@ -209,6 +213,52 @@ def test_what_two_commands_begin_with_stays_as_long_as_one_of_them_wants_it(
     assert main([*argv, "o"]) == 0 and left() == ["o"]
     steps = json.loads(Path("o/report.json").read_text())["steps"]
     assert [step["trainings"][0]["resumed_at_epoch"] for step in steps] == [1, 1]
+
+
+def request(*keys: str, did: str = "") -> Unfinished:
+    """A request that has begun, and trained in each of these folders."""
+    made = Unfinished(RunDir(Path("o.unfinished")), keys)
+    made.begin()
+    for key in did.split():
+        folder = Path("o.unfinished/scratch", key, "training-0")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoint.pt").touch()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("first", "did", "second", "stays"),
+    [
+        ("base M A", "base", "base N", "base"),
+        ("base M A", "base M", "base N", "base M"),
+        ("base M A", "base M", "base M C", "base M"),
+        ("base M A", "base M", "base M", "base M"),
+        ("base M", "base M", "base M A", "base M"),  # the first's request lies in a folder of the second's
+        ("base M", "base", "base M A", "base M"),
+    ],
+)
+def test_folders_that_a_stopped_request_names_stay_when_another_ends(
+    first: str, did: str, second: str, stays: str
+) -> None:
+    stopped = request(*first.split(), did=did)
+    other = request(*second.split(), did=second)
+    assert other.others()
+    other.drop()
+    kept = {path.parent.parent.name for path in checkpoints("*/training-0")}
+    assert kept == set(stays.split()) and stopped.found() and other.others()
+    request(*second.split(), did=second).drop()
+    assert stopped.found(), "and when it ends once more"
+    stopped.drop()
+    assert not Path("o.unfinished").exists()
+
+
+@pytest.mark.parametrize("second", ["base M A", "N A"])
+def test_a_request_with_nothing_left_keeps_no_folder_alive(second: str) -> None:
+    request("base", "M")
+    ended = request(*second.split())
+    assert not ended.others()
+    ended.drop()
+    assert not Path("o.unfinished").exists()
 
 
 @pytest.mark.parametrize("how", ["begun", "ended"])
