@@ -16,7 +16,7 @@ from edgecompress.compress.amc import agent, applying, policy, scoring
 from edgecompress.compress.amc.greedy import Greedy
 from edgecompress.compress.amc.reconstruction import Products
 from edgecompress.compress.amc.search import Search
-from edgecompress.compress.amc.spaces import ChannelSpace, sparse_bytes
+from edgecompress.compress.amc.spaces import ChannelSpace, WeightSpace, sparse_bytes
 from edgecompress.compress.channels import proof
 from edgecompress.compress.contract import Context, parse_params
 from edgecompress.errors import UserError
@@ -158,6 +158,35 @@ def test_weights_are_masked_layer_by_layer(tmp_path, digits):
     for name, (left_weights, whole) in notes["kept_weights"].items():
         assert int(masks.get(cut)[f"{name}.weight"].sum()) == left_weights < whole or left_weights == whole
     assert sparse_bytes(10_000, 10_000) == 40_000 and sparse_bytes(10_000, 1000) < 6000
+
+
+def test_a_layer_without_a_weight_left_is_no_choice_and_stays_empty(tmp_path, digits):
+    model = small_net().eval()
+    empty = torch.zeros_like(model.conv2.weight, dtype=torch.bool)
+    masks.put(model, {"conv2.weight": empty, "fc1.weight": torch.rand_like(model.fc1.weight) < 0.3})
+    params = {key: QUICK[key] for key in ("episodes", "warmup", "images")}
+    params |= {"granularity": "weights", "baselines": ["uniform", "greedy"]}
+    space = WeightSpace(model, parse_params("amc", {**params, "macs": 0.9}), context_for(model, tmp_path, digits))
+    assert [c.name for c in space.choices] == ["conv1", "fc1", "fc2"]
+    units = half(space)
+    keep = [n / c.size for n, c in zip(units, space.choices, strict=True)]
+    counted = cost.count(space.candidate(units), SHAPE)
+    assert space.costs["macs"](keep) == pytest.approx(counted.effective_macs)
+    assert space.costs["params"](keep) == pytest.approx(counted.nonzero_params)
+    sizes = [getattr(model, c.name).weight.numel() for c in space.choices]
+    rest = cost.weight_bytes(model) - 4 * (sum(sizes) + model.conv2.weight.numel())
+    assert space.costs["bytes"](keep) == pytest.approx(rest + sum(map(sparse_bytes, sizes, units)))
+    for key in ("macs", "params", "bytes"):
+        cut, notes = compress(copy.deepcopy(model), tmp_path / key, digits, **params, **{key: 0.9})
+        assert not masks.get(cut)["conv2.weight"].any() and "conv2" not in notes["kept_weights"]
+    file = tmp_path / "policy.yaml"
+    policy.write(file, "weights", {"conv2": 0.5, "fc1": 0.5})  # of a checkpoint in which conv2 had some
+    cut, notes = compress(copy.deepcopy(model), tmp_path, digits, policy=str(file))
+    left, whole = notes["kept_weights"]["fc1"]
+    assert left == round(whole / 2) and not masks.get(cut)["conv2.weight"].any()
+    masks.put(model, {f"{n}.weight": torch.zeros_like(getattr(model, n).weight) for n in ("conv1", "fc1", "fc2")})
+    with pytest.raises(UserError, match="no weight is left in any layer"):
+        compress(model, tmp_path, digits, **params, macs=0.9)
 
 
 @pytest.mark.parametrize(

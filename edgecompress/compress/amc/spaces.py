@@ -157,15 +157,22 @@ def _window(module: Any) -> tuple[float, float]:
 
 
 class WeightSpace:
-    """The single weights of each convolution and linear layer, those of smallest magnitude masked first."""
+    """The single weights of each convolution and linear layer, those of smallest magnitude masked first. A layer whose mask leaves
+    no weight is no choice, and stays as it is."""
 
     def __init__(self, model: nn.Module, params: Params, context: Context) -> None:
-        """UserError: no layer with weights, a pattern that matches none, weights that are not finite."""
+        """UserError: no layer with weights, or with any left, a pattern that matches none, weights that are not finite."""
         self.in_shape = context.input_shape(model, "amc")
         self.model = model
-        self.weights = prunable(model, params.exclude)
+        self.all_weights = prunable(model, params.exclude)
         present = masks.get(model)
-        self.alive = {n: present[n] for n in self.weights if n in present}
+        self.alive = {n: present[n] for n in self.all_weights if n in present}
+        self.weights = {n: w for n, w in self.all_weights.items() if n not in self.alive or bool(self.alive[n].any())}
+        if not self.weights:
+            raise UserError(
+                "no weight is left in any layer that could be pruned",
+                fix="Ask for less sparsity in the steps before, or exclude fewer layers.",
+            )
         facts = budget.layers(model, self.in_shape)
         self.choices = tuple(self._choice(i, n, facts, params.lower) for i, n in enumerate(self.weights))
         whole = cost.count(model, self.in_shape)
@@ -186,7 +193,7 @@ class WeightSpace:
         positions = facts[module_name].positions if module_name in facts else 0
         return Choice(
             name=module_name,
-            size=max(1, alive),
+            size=alive,
             step=1,
             least=least,
             features=(
@@ -199,7 +206,8 @@ class WeightSpace:
     def _bytes(self, dense: int) -> Used:
         sizes = [w.numel() for w in self.weights.values()]
         live = [c.size for c in self.choices]
-        other = dense - 4 * sum(sizes)
+        # Sparse, a layer without a weight left takes nothing.
+        other = dense - 4 * sum(w.numel() for w in self.all_weights.values())
 
         def used(keep: Ratios) -> float:
             return other + sum(sparse_bytes(n, round(k * a)) for n, a, k in zip(sizes, live, keep, strict=True))
@@ -222,7 +230,9 @@ class WeightSpace:
         masks.put(model, self.masks(units))
 
     def aliases(self) -> dict[str, str]:
-        return {c.name: c.name for c in self.choices}
+        # A policy may name layers that have no weight left here: it is for other checkpoints, too.
+        layers = [name.rpartition(".")[0] for name in self.all_weights]
+        return dict(zip(layers, layers, strict=True))
 
 
 def _weighted(parts: Sequence[float], whole: float) -> Used:
