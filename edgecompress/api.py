@@ -71,7 +71,7 @@ def compress(
     data: Dataset | DataSpec | str | None = None,
     seed: int = 0,
     example_input: Tensor | None = None,
-    scratch: Path | Sequence[Path] | None = None,
+    scratch: str | Path | Sequence[str | Path] | None = None,
     device: str | DeviceProfile = "local",
     progress: Progress = SILENT,
     **params: Any,
@@ -92,6 +92,7 @@ def compress(
     from edgecompress.recipe import check_before, run_steps
 
     steps = _steps(method, params)
+    folders = _scratch(scratch, len(steps))
     dataset = _dataset(data, seed)
     in_shape: tuple[int, ...] | None = dataset.in_shape if dataset is not None else None
     if in_shape is None and example_input is not None:
@@ -105,8 +106,8 @@ def compress(
         began = time.monotonic()
         try:
             result, records = run_steps(
-                copy.deepcopy(model), steps, data=dataset, seed=seed, scratch=scratch or Path(temporary), progress=progress,
-                benches=benches, in_shape=in_shape,
+                copy.deepcopy(model), steps, data=dataset, seed=seed,
+                scratch=Path(temporary) if folders is None else folders, progress=progress, benches=benches, in_shape=in_shape,
             )  # fmt: skip
         except StepFailed as error:
             if any(path.is_file() for path in Path(temporary).rglob("*")):
@@ -171,6 +172,33 @@ def _steps(method: Any, params: dict[str, Any]) -> tuple[Step, ...]:
             reasons = "; ".join(d["msg"].removeprefix("Value error, ") for d in error.errors(include_url=False))
             raise UserError(reasons, where=f"step {number}") from None
     return tuple(steps)
+
+
+def _scratch(scratch: Any, steps: int) -> Path | tuple[Path, ...] | None:
+    """The directory or directories for checkpoints. UserError: not one for each step, or one that cannot be a directory."""
+    if scratch is None:
+        return None
+    single = isinstance(scratch, (str, Path))
+    given = [scratch] if single else scratch
+    if not isinstance(given, Sequence) or not all(isinstance(folder, (str, Path)) for folder in given):
+        raise UserError(
+            "no directory, and no list of directories",
+            where="scratch",
+            fix="Give one path, or a list of one for each step.",
+        )
+    if not single and len(given) != steps:
+        raise UserError(
+            f"one directory for each step is needed: the steps are {steps}, the directories {len(given)}", where="scratch",
+            fix="Give as many, or one path for all steps.",
+        )  # fmt: skip
+    folders = tuple(map(Path, given))
+    for folder in folders:
+        there = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+        if not there.is_dir():
+            raise UserError(
+                f"{there} is no directory", where="scratch", fix="Name a directory, which may be a new one."
+            )
+    return folders[0] if single else folders
 
 
 def _dataset(data: Any, seed: int) -> Dataset | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +72,36 @@ def test_a_failure_says_what_is_kept_only_with_scratch(digits, tmp_path):
     with pytest.raises(StepFailed) as error:  # nothing was done yet
         ec.compress(small_net(), steps[1:], data=digits)
     assert "not kept" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("scratch", "words"),
+    [
+        (["a"], "scratch: one directory for each step is needed: the steps are 2, the directories 1"),
+        (["a", "b", "c"], "the steps are 2, the directories 3"),
+        ([], "the steps are 2, the directories 0"),
+        ((name for name in "ab"), "scratch: no directory, and no list of directories"),
+        (["a", 3], "scratch: no directory, and no list of directories"),
+        ("file", "scratch: file is no directory"),
+        (["a", "file/b"], "scratch: file is no directory"),
+    ],
+)
+def test_a_wrong_scratch_is_refused_before_any_work(digits, tmp_path, monkeypatch, scratch, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    step = {"method": "magnitude", "finetune": {"epochs": 1, "batch_size": 60}}
+    if isinstance(scratch, list):
+        scratch = [Path(folder) if isinstance(folder, str) else folder for folder in scratch]
+    with pytest.raises(UserError, match=words):
+        ec.compress(small_net(), [step, step], data=digits, scratch=scratch)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_scratch_may_be_one_directory_for_each_step(digits, tmp_path, kind):
+    step = {"method": "magnitude", "finetune": {"epochs": 1, "batch_size": 60}}
+    ec.compress(small_net(), [step, step], data=digits, scratch=kind([tmp_path / "a", str(tmp_path / "b")]))
+    assert {path.parent.parent.name for path in tmp_path.rglob("checkpoint.pt")} == {"a", "b"}
 
 
 def test_data_by_name_and_by_spec():
