@@ -19,7 +19,10 @@ from edgecompress.errors import near_misses
 
 def _resolve(path: Path, info: ValidationInfo) -> Path:
     base: Path = (info.context or {}).get("base", Path())
-    path = path.expanduser()
+    try:
+        path = path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path}: there is no such home directory") from None
     return path if path.is_absolute() else base / path
 
 

@@ -165,6 +165,25 @@ def test_a_file_that_the_study_itself_saves_is_no_policy_of_it(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"method": "amc", "policy": "loop"}, "policy: no such file: {base}/loop"),
+        ({"method": "amc", "policy": "loop/x.yaml"}, "policy: no such file: {base}/loop/x.yaml"),
+        ({"method": "amc", "policy": "~nobody-here/x.yaml"}, "policy: ~nobody-here/x.yaml: there is no such home directory"),
+        ({"method": "amc", "save": "~nobody-here/x.yaml"}, "save: ~nobody-here/x.yaml: there is no such home directory"),
+    ],
+)  # fmt: skip
+def test_a_path_that_leads_nowhere_is_one_message(tmp_path: Path, step: Any, message: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError) as error:
+        read_study(write(tmp_path, {**GOOD, "recipes": {"r": [step]}}))
+    said = f"recipes.r[0]: method amc: {message.replace('{base}', str(tmp_path))}"
+    assert str(error.value) == f"{tmp_path / 'study.yaml'}: {said}"
+    with pytest.raises(UserError, match=r"model\.weights: ~nobody-here/w\.pt: there is no such home directory"):
+        read_study(write(tmp_path, {**GOOD, "model": {"name": "resnet20", "weights": "~nobody-here/w.pt"}}))
+
+
 def test_environment_and_paths_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGECOMPRESS_TEST_NAME", "from-env")
     (tmp_path / "w.safetensors").write_bytes(b"")
